@@ -1,0 +1,9 @@
+"""What the user did wrong, said in one line."""
+
+
+class InputError(ValueError):
+    """Bad input: a file, field or option that cannot be used.
+
+    The message is one line that names the file, field or option and says what to do. The command line prints it
+    without a traceback and exits with code 2.
+    """

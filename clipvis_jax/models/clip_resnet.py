@@ -1,0 +1,166 @@
+"""CLIP's modified ResNet (RN50, RN101, RN50x4, RN50x16, RN50x64) and its attention pool over masks."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from clipvis_jax import ops
+from clipvis_jax.structs import ClipFeatures
+
+EXPANSION = 4
+"""A bottleneck's output channels over its inner width."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """Sizes of a CLIP ResNet.
+
+    ``depths``: bottlenecks per stage; ``width``: channels after the stem; ``embed_dim``: joint embedding;
+    ``pool_grid``: side of the square of positions that the attention pool was trained with (image size / 32).
+    """
+
+    depths: tuple[int, int, int, int] = (3, 4, 6, 3)
+    width: int = 64
+    embed_dim: int = 1024
+    pool_grid: int = 7
+    head_dim: int = 64
+
+    @property
+    def channels(self) -> tuple[int, int, int, int]:
+        """Channels of res2 to res5."""
+        c2, c3, c4, c5 = (self.width * EXPANSION * 2**stage for stage in range(4))
+        return c2, c3, c4, c5
+
+
+class FrozenBatchNorm(nn.Module):
+    """BatchNorm with its stored statistics: a per-channel scale and shift (eps 1e-5)."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.param("mean", nn.initializers.zeros, shape)
+        var = self.param("var", nn.initializers.ones, shape)
+        factor = scale * jax.lax.rsqrt(var + 1e-5)
+        return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
+
+
+def _avg_pool(x: Float[Array, "b h w c"], stride: int) -> Float[Array, "b h2 w2 c"]:
+    return nn.avg_pool(x, (stride, stride), (stride, stride)) if stride > 1 else x
+
+
+class Bottleneck(nn.Module):
+    """Residual block whose stride is an average pool before the last convolution and before the shortcut's."""
+
+    width: int
+    stride: int
+    has_projection: bool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        def conv(features: int, size: int, name: str) -> nn.Conv:
+            padding = size // 2
+            return nn.Conv(
+                features, (size, size), padding=padding, use_bias=False, dtype=self.dtype, name=name
+            )
+
+        def norm(name: str) -> FrozenBatchNorm:
+            return FrozenBatchNorm(dtype=self.dtype, name=name)
+
+        y = nn.relu(norm("norm1")(conv(self.width, 1, "conv1")(x)))
+        y = nn.relu(norm("norm2")(conv(self.width, 3, "conv2")(y)))
+        y = _avg_pool(y, self.stride)
+        y = norm("norm3")(conv(self.width * EXPANSION, 1, "conv3")(y))
+        if self.has_projection:
+            x = norm("shortcut_norm")(
+                conv(self.width * EXPANSION, 1, "shortcut_conv")(_avg_pool(x, self.stride))
+            )
+        return nn.relu(x + y)
+
+
+class ResNetTrunk(nn.Module):
+    """Convolutional part: normalised image -> feature maps at strides 4 to 32."""
+
+    config: ResNetConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"]) -> ClipFeatures:
+        width = self.config.width
+        x = image.astype(self.dtype)
+        for index, (features, stride) in enumerate(((width // 2, 2), (width // 2, 1), (width, 1)), start=1):
+            x = nn.Conv(
+                features,
+                (3, 3),
+                strides=stride,
+                padding=1,
+                use_bias=False,
+                dtype=self.dtype,
+                name=f"stem_conv{index}",
+            )(x)
+            x = nn.relu(FrozenBatchNorm(dtype=self.dtype, name=f"stem_norm{index}")(x))
+        x = _avg_pool(x, 2)
+        maps = []
+        for stage, depth in enumerate(self.config.depths):
+            for index in range(depth):
+                x = Bottleneck(
+                    width=width * 2**stage,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    has_projection=index == 0,
+                    dtype=self.dtype,
+                    name=f"stage{stage + 1}_block{index}",
+                )(x)
+            maps.append(x)
+        return ClipFeatures(*maps)
+
+
+class MaskedAttentionPool(nn.Module):
+    """CLIP's attention pool, restricted to one mask per query.
+
+    Keys and values are the pixels of res5 with the pool's positions, resized from their square grid; the query is
+    the mean over all pixels, whatever the mask. So the scores are computed once per frame and head, and only the
+    masked softmax and the weighted sum differ from instance to instance.
+    """
+
+    config: ResNetConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, res5: Float[Array, "b h w c"], masks: Bool[Array, "b q h w"]
+    ) -> Float[Array, "b q e"]:
+        batch, height, width, channels = res5.shape
+        heads = channels // self.config.head_dim
+        grid = self.config.pool_grid
+        position = self.param(
+            "position_embedding", nn.initializers.normal(channels**-0.5), (grid * grid + 1, channels)
+        )
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, name=name)
+
+        # Matches the authors' code: no class token among the keys, and the mean over the plain pixels as the query.
+        grid_position = ops.resize_bilinear(position[1:].reshape(1, grid, grid, channels), (height, width))
+        pixels = res5 + grid_position.astype(res5.dtype)
+        query = jnp.mean(res5.astype(jnp.float32), axis=(1, 2)) + position[0]
+        query = dense(channels, "query")(query.astype(res5.dtype)).reshape(batch, heads, -1)
+        key = dense(channels, "key")(pixels).reshape(batch, height * width, heads, -1)
+        value = dense(channels, "value")(pixels).reshape(batch, height * width, heads, -1)
+
+        scores = jnp.einsum("bhd,bnhd->bhn", query, key).astype(jnp.float32) / np.sqrt(self.config.head_dim)
+        keep = masks.reshape(batch, -1, 1, height * width)
+        weights = jnp.where(keep, scores[:, None], -jnp.inf)
+        weights = jnp.exp(weights - jnp.max(weights, axis=-1, keepdims=True, where=keep, initial=-1e30))
+        # An empty mask gives zero attention, as in the authors' version of PyTorch, instead of 0 / 0.
+        weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
+        pooled = jnp.einsum("bqhn,bnhd->bqhd", weights.astype(self.dtype), value)
+        return dense(self.config.embed_dim, "out")(pooled.reshape(batch, -1, channels))

@@ -1,0 +1,192 @@
+"""CLIP-VIS put together: frozen CLIP, pixel decoder, query decoder, and what one window of frames gives."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from clipvis_jax import ops
+from clipvis_jax.models.clip_convnext import ConvNextConfig, ConvNextTrunk, MaskedMeanPool
+from clipvis_jax.models.clip_resnet import MaskedAttentionPool, ResNetConfig, ResNetTrunk
+from clipvis_jax.models.clip_text import TextConfig, TextEncoder
+from clipvis_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
+from clipvis_jax.models.query_decoder import QueryDecoder, QueryDecoderConfig, mask_logits_from
+from clipvis_jax.structs import ClipFeatures, FramePredictions, PixelFeatures, QueryPrediction
+from clipvis_jax.text import TextClassifier, class_logits
+
+PIXEL_MEAN = np.array([122.7709383, 116.7460125, 104.09373615], np.float32)
+"""Mean of CLIP's training images, RGB, 0..255."""
+PIXEL_STD = np.array([68.5005327, 66.6321579, 70.32316305], np.float32)
+"""Standard deviation of CLIP's training images, RGB, 0..255."""
+
+Variables = Mapping[str, Any]
+"""A tree of arrays, by module name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipVisConfig:
+    """Sizes of all parts of a model."""
+
+    backbone: ResNetConfig | ConvNextConfig = ResNetConfig()
+    text: TextConfig = TextConfig()
+    pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
+    query_decoder: QueryDecoderConfig = QueryDecoderConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipVis:
+    """The modules of a model; all state is passed in.
+
+    ``dtype`` is the type of the computation (float32 or bfloat16). Parameters, coordinates, softmax and norms'
+    statistics are float32 in either. ``clip_vars`` is the frozen CLIP: ``trunk``, ``visual_head``, ``text`` and
+    ``logit_scale``; ``params`` is what is trained: ``pixel_decoder`` and ``query_decoder``.
+    """
+
+    config: ClipVisConfig
+    dtype: DTypeLike = jnp.float32
+
+    @property
+    def trunk(self) -> nn.Module:
+        """Image -> feature maps."""
+        match self.config.backbone:
+            case ResNetConfig() as config:
+                return ResNetTrunk(config, dtype=self.dtype)
+            case ConvNextConfig() as config:
+                return ConvNextTrunk(config, dtype=self.dtype)
+
+    @property
+    def visual_head(self) -> nn.Module:
+        """Dense feature and masks -> embeddings."""
+        match self.config.backbone:
+            case ResNetConfig() as config:
+                return MaskedAttentionPool(config, dtype=self.dtype)
+            case ConvNextConfig() as config:
+                return MaskedMeanPool(config, dtype=self.dtype)
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        """Tokens -> embeddings."""
+        return TextEncoder(self.config.text, dtype=self.dtype)
+
+    @property
+    def pixel_decoder(self) -> nn.Module:
+        """Feature maps -> mask features and memory."""
+        return PixelDecoder(self.config.pixel_decoder, dtype=self.dtype)
+
+    @property
+    def query_decoder(self) -> nn.Module:
+        """Mask features and memory -> predictions."""
+        return QueryDecoder(self.config.query_decoder, dtype=self.dtype)
+
+    def init(self, key: PRNGKeyArray) -> tuple[Variables, Variables]:
+        """Draw random variables: ``(clip_vars, params)``."""
+        keys = jax.random.split(key, 5)
+        # The sizes of all parameters are independent of the image's.
+        image = jnp.zeros((1, 2 * ops.STRIDE, 2 * ops.STRIDE, 3))
+        features, trunk = self.trunk.init_with_output(keys[0], image)
+        masks = jnp.ones((1, 1, *features.res5.shape[1:3]), bool)
+        pixel_features, pixel_decoder = self.pixel_decoder.init_with_output(keys[1], features)
+        clip_vars = {
+            "trunk": trunk["params"],
+            "visual_head": self.visual_head.init(keys[2], features.res5, masks)["params"],
+            "text": self.text_encoder.init(keys[3], jnp.zeros((1, 2), jnp.int32))["params"],
+            "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32),
+        }
+        params = {
+            "pixel_decoder": pixel_decoder["params"],
+            "query_decoder": self.query_decoder.init(keys[4], pixel_features)["params"],
+        }
+        return clip_vars, params
+
+    def extract_features(
+        self, clip_vars: Variables, frames_u8: UInt8[Array, "b h w 3"], valid_size: Int[Array, " 2"]
+    ) -> ClipFeatures:
+        """Normalise padded frames and run the frozen trunk.
+
+        Pixels beyond ``valid_size`` (height, width) are padding and set to 0 *after* normalisation. Nothing masks
+        them later: features, positions and attention see them.
+        """
+        # Matches the authors' code: padding is seen by all layers.
+        rows = jnp.arange(frames_u8.shape[1])[:, None] < valid_size[0]
+        columns = jnp.arange(frames_u8.shape[2])[None, :] < valid_size[1]
+        image = (frames_u8.astype(jnp.float32) - PIXEL_MEAN) / PIXEL_STD
+        image = jnp.where((rows & columns)[..., None], image, 0)
+        return self.trunk.apply({"params": clip_vars["trunk"]}, image)
+
+    def decode_pixels(self, params: Variables, features: ClipFeatures) -> PixelFeatures:
+        """Run the pixel decoder."""
+        return self.pixel_decoder.apply({"params": params["pixel_decoder"]}, features)
+
+    def decode_queries(self, params: Variables, features: PixelFeatures) -> tuple[QueryPrediction, ...]:
+        """Run the query decoder; the last prediction is the result."""
+        return self.query_decoder.apply({"params": params["query_decoder"]}, features)
+
+    def encode_text(self, clip_vars: Variables, tokens: Int[Array, "b n"]) -> Float[Array, "b e"]:
+        """Encode token ids; embeddings are not normalised."""
+        return self.text_encoder.apply({"params": clip_vars["text"]}, tokens).astype(jnp.float32)
+
+    def classify_masks(
+        self,
+        clip_vars: Variables,
+        features: ClipFeatures,
+        pixel_features: PixelFeatures,
+        prediction: QueryPrediction,
+        classifier: TextClassifier,
+    ) -> Float[Array, "b q c"]:
+        """Name every query's mask: class probabilities from CLIP's dense feature pooled over the mask.
+
+        Source: CLIP-VIS, section III-D (open-vocabulary classification).
+        """
+        small = ops.resize_bilinear(pixel_features.mask_features, features.res5.shape[1:3])
+        masks = mask_logits_from(prediction.mask_embed, small) > 0
+        visual = self.visual_head.apply({"params": clip_vars["visual_head"]}, features.res5, masks)
+        scale = jnp.minimum(jnp.exp(clip_vars["logit_scale"]), 100.0)
+        logits = class_logits(classifier, visual, scale)
+        if isinstance(self.config.backbone, ResNetConfig):
+            # Matches the authors' code: an empty mask leaves the ResNet models undecided between all classes.
+            empty = ~jnp.any(masks, axis=(2, 3))[..., None]
+            logits = jnp.where(empty & jnp.isfinite(logits), 0, logits)
+        return jax.nn.softmax(logits, axis=-1)
+
+    def predict_frames(
+        self,
+        clip_vars: Variables,
+        params: Variables,
+        classifier: TextClassifier,
+        frames_u8: UInt8[Array, "b h w 3"],
+        valid_size: Int[Array, " 2"],
+    ) -> FramePredictions:
+        """Compute all that association and classification need of a window of frames.
+
+        Pure; meant to be jitted once per padded size.
+
+        Args:
+            clip_vars: The frozen CLIP.
+            params: The trained decoders.
+            classifier: The vocabulary.
+            frames_u8: Resized RGB frames, padded at the right and bottom to a multiple of 32.
+            valid_size: Height and width before padding.
+        """
+        # float32 means float32, also on devices whose default is to multiply with fewer bits.
+        with jax.default_matmul_precision("float32" if self.dtype == jnp.float32 else "default"):
+            features = self.extract_features(clip_vars, frames_u8, valid_size)
+            pixel_features = self.decode_pixels(params, features)
+            prediction = self.decode_queries(params, pixel_features)[-1]
+            mask_logits = mask_logits_from(prediction.mask_embed, pixel_features.mask_features)
+            class_probs = self.classify_masks(clip_vars, features, pixel_features, prediction, classifier)
+            positive = mask_logits > 0
+            return FramePredictions(
+                object_logits=prediction.object_logits,
+                iou=prediction.iou,
+                query_embed=prediction.query_embed,
+                class_probs=class_probs,
+                mask_logits=mask_logits,
+                mask_area=jnp.sum(positive, axis=(2, 3), dtype=jnp.float32),
+                mask_prob_sum=jnp.sum(jnp.where(positive, jax.nn.sigmoid(mask_logits), 0), axis=(2, 3)),
+            )

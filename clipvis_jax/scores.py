@@ -1,0 +1,105 @@
+"""Weighted open-vocabulary classification: the scores of tracks, and what survives of their masks.
+
+Plain numpy on the host, on arrays in track order. Source: CLIP-VIS, section III-D.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+PRUNE_RATIO = 0.1
+"""A frame's mask is dropped where its own score is below this share of the track's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """What weighs the class probabilities; both switches exist for ablations."""
+
+    use_objectness: bool = True
+    use_iou: bool = True
+
+
+def object_probs(object_logits: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "..."]:
+    """Return the probability of an object."""
+    return 1 / (1 + np.exp(object_logits[..., 1] - object_logits[..., 0]))
+
+
+class RunningScores:
+    """Sums over the frames seen so far, from which a video's scores follow at any time."""
+
+    def __init__(self, num_tracks: int, num_classes: int, config: ScoreConfig) -> None:
+        self.config = config
+        self.num_frames = 0
+        # Sums in float64 so that they stay exact over very long videos.
+        self._class_sum = np.zeros((num_tracks, num_classes))
+        self._object_sum = np.zeros((num_tracks, 2))
+
+    def add(
+        self,
+        class_probs: Float[np.ndarray, "q c"],
+        iou: Float[np.ndarray, " q"],
+        object_logits: Float[np.ndarray, "q 2"],
+    ) -> None:
+        """Add a frame."""
+        self._class_sum += np.sqrt(class_probs * iou[:, None]) if self.config.use_iou else class_probs
+        self._object_sum += object_logits
+        self.num_frames += 1
+
+    def scores(self) -> Float[np.ndarray, "q c"]:
+        """Return the score of every track and class, 0..1."""
+        if self.num_frames == 0:
+            return np.zeros_like(self._class_sum)
+        mean = self._class_sum / self.num_frames
+        if not self.config.use_objectness:
+            return mean
+        return np.sqrt(mean * object_probs(self._object_sum / self.num_frames)[:, None])
+
+
+def image_scores(
+    class_probs: Float[np.ndarray, "q c"],
+    iou: Float[np.ndarray, " q"],
+    object_logits: Float[np.ndarray, "q 2"],
+    config: ScoreConfig,
+) -> Float[np.ndarray, "q c"]:
+    """Return the image model's score of every query and class, 0..1: the root of probability x IoU x objectness."""
+    # Matches the authors' code: one root over all three, unlike the video model, which takes two.
+    score = class_probs
+    if config.use_iou:
+        score = score * iou[:, None]
+    if config.use_objectness:
+        score = score * object_probs(object_logits)[:, None]
+    return np.sqrt(score) if config.use_iou or config.use_objectness else score
+
+
+def top_pairs(
+    scores: Float[np.ndarray, "q c"], count: int
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """Return the best (track, class) pairs and their scores, best first; a track may appear with several classes."""
+    flat = scores.ravel()
+    count = min(count, flat.size)
+    best = np.argpartition(-flat, count - 1)[:count]
+    best = best[np.argsort(-flat[best], kind="stable")]
+    tracks, classes = np.divmod(best, scores.shape[1])
+    return tracks, classes, flat[best]
+
+
+def pruned_frames(
+    class_probs: Float[np.ndarray, "t k"],
+    object_logits: Float[np.ndarray, "t k 2"],
+    scores: Float[np.ndarray, " k"],
+) -> Bool[np.ndarray, "t k"]:
+    """Tell in which frames the mask of each (track, class) pair is dropped, because the pair hardly shows there."""
+    # Matches the authors' code: the probability goes through a sigmoid once more.
+    sigmoid = 1 / (1 + np.exp(-class_probs))
+    return np.sqrt(sigmoid * object_probs(object_logits)) < PRUNE_RATIO * scores
+
+
+def mask_quality(
+    mask_prob_sum: Float[np.ndarray, "t k"],
+    mask_area: Float[np.ndarray, "t k"],
+    pruned: Bool[np.ndarray, "t k"],
+) -> Float[np.ndarray, " k"]:
+    """Return the mean probability of the mask pixels of each pair over all frames that were not dropped, 0..1."""
+    total = np.sum(mask_prob_sum, axis=0, where=~pruned, dtype=np.float64)
+    return total / (np.sum(mask_area, axis=0, where=~pruned, dtype=np.float64) + 1e-6)
