@@ -27,9 +27,7 @@ class AssociationConfig:
 
     def __post_init__(self) -> None:
         if self.memory_length < 1 or self.top_k < 1:
-            raise InputError(
-                f"memory length T ({self.memory_length}) and K ({self.top_k}) must be 1 or more"
-            )
+            raise InputError(f"memory length T ({self.memory_length}) and K ({self.top_k}) must be 1 or more")
 
 
 Memory = tuple[Float[np.ndarray, "q d"], ...]

@@ -101,5 +101,5 @@ def mask_quality(
     pruned: Bool[np.ndarray, "t k"],
 ) -> Float[np.ndarray, " k"]:
     """Return the mean probability of the mask pixels of each pair over all frames that were not dropped, 0..1."""
-    total = np.sum(mask_prob_sum, axis=0, where=~pruned, dtype=np.float64)
-    return total / (np.sum(mask_area, axis=0, where=~pruned, dtype=np.float64) + 1e-6)
+    kept = (~pruned).astype(np.float64)
+    return np.sum(mask_prob_sum * kept, axis=0) / (np.sum(mask_area * kept, axis=0) + 1e-6)

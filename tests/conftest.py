@@ -8,7 +8,19 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 from jaxtyping import install_import_hook
 
 # The structs stay out of the hook: it would check them inside JAX's tree functions, where leaves are placeholders.
-_CHECKED = ["association", "convert", "inference", "masks", "models", "ops", "scores", "text", "tokenizer"]
+_CHECKED = [
+    "association",
+    "convert",
+    "masks",
+    "models",
+    "ops",
+    "scores",
+    "segmenter",
+    "text",
+    "tokenizer",
+    "video_state",
+    "frame_store",
+]
 install_import_hook([f"clipvis_jax.{name}" for name in _CHECKED], "beartype.beartype")
 
 import functools

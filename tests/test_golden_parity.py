@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import golden
+from tiny import tiny_model
 
 from clipvis_jax import ops
-from clipvis_jax.convert import from_state_dict
-from clipvis_jax.models.clipvis import ClipVis
 from clipvis_jax.models.query_decoder import mask_logits_from
-from clipvis_jax.text import TextClassifier
-from conftest import golden, tiny_state_dict
 
 RELATIVE = 1e-4
 """Largest difference, as a share of the tensor's largest value."""
@@ -29,12 +27,6 @@ def channels_last(x):
     return np.moveaxis(x, 1, -1)
 
 
-@functools.cache
-def load(family):
-    config, clip_vars, params = from_state_dict(tiny_state_dict(family), source=family, text_heads=4)
-    return ClipVis(config), *jax.tree.map(jnp.asarray, (clip_vars, params))
-
-
 def padded_clip():
     frames = golden("tiny_inputs")["resized_u8"]
     height, width = frames.shape[1:3]
@@ -45,7 +37,7 @@ def padded_clip():
 @functools.cache
 def run(family):
     """Run the model over the clip; return every intermediate value, by frame."""
-    model, clip_vars, params = load(family)
+    model, clip_vars, params = tiny_model(family)
     frames, valid = padded_clip()
 
     @jax.jit
@@ -97,8 +89,6 @@ def test_query_decoder(family, head):
 
 
 def test_text_encoder(family):
-    model, clip_vars, _ = load(family)
+    model, clip_vars, _ = tiny_model(family)
     tokens = jnp.asarray(golden("tiny_inputs")["text_tokens"])
-    assert_close(
-        jax.jit(model.encode_text)(clip_vars, tokens), golden(f"tiny_{family}_video")["text_raw"], "text_raw"
-    )
+    assert_close(jax.jit(model.encode_text)(clip_vars, tokens), golden(f"tiny_{family}_video")["text_raw"], "text_raw")

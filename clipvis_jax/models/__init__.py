@@ -1,0 +1,1 @@
+"""Flax modules: the frozen CLIP encoders and the trained decoders."""

@@ -69,9 +69,7 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         def conv(features: int, size: int, name: str) -> nn.Conv:
             padding = size // 2
-            return nn.Conv(
-                features, (size, size), padding=padding, use_bias=False, dtype=self.dtype, name=name
-            )
+            return nn.Conv(features, (size, size), padding=padding, use_bias=False, dtype=self.dtype, name=name)
 
         def norm(name: str) -> FrozenBatchNorm:
             return FrozenBatchNorm(dtype=self.dtype, name=name)
@@ -81,9 +79,7 @@ class Bottleneck(nn.Module):
         y = _avg_pool(y, self.stride)
         y = norm("norm3")(conv(self.width * EXPANSION, 1, "conv3")(y))
         if self.has_projection:
-            x = norm("shortcut_norm")(
-                conv(self.width * EXPANSION, 1, "shortcut_conv")(_avg_pool(x, self.stride))
-            )
+            x = norm("shortcut_norm")(conv(self.width * EXPANSION, 1, "shortcut_conv")(_avg_pool(x, self.stride)))
         return nn.relu(x + y)
 
 
@@ -135,15 +131,11 @@ class MaskedAttentionPool(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, res5: Float[Array, "b h w c"], masks: Bool[Array, "b q h w"]
-    ) -> Float[Array, "b q e"]:
+    def __call__(self, res5: Float[Array, "b h w c"], masks: Bool[Array, "b q h w"]) -> Float[Array, "b q e"]:
         batch, height, width, channels = res5.shape
         heads = channels // self.config.head_dim
         grid = self.config.pool_grid
-        position = self.param(
-            "position_embedding", nn.initializers.normal(channels**-0.5), (grid * grid + 1, channels)
-        )
+        position = self.param("position_embedding", nn.initializers.normal(channels**-0.5), (grid * grid + 1, channels))
 
         def dense(features: int, name: str) -> nn.Dense:
             return nn.Dense(features, dtype=self.dtype, name=name)

@@ -12,6 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from clipvis_jax.models.layers import LayerNorm, MultiHeadAttention
 
+Activation = Literal["quick_gelu", "gelu"]
+"""``quick_gelu`` is ``x * sigmoid(1.702 x)``; ``gelu`` is the exact one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -27,7 +30,7 @@ class TextConfig:
     context_length: int = 77
     vocab_size: int = 49408
     embed_dim: int = 1024
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: Activation = "quick_gelu"
 
     @property
     def activation_function(self) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
@@ -51,9 +54,7 @@ class TextBlock(nn.Module):
         y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
         x = x + MultiHeadAttention(self.config.num_heads, dtype=self.dtype, name="attention")(y, y, y, causal)
         y = LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
-        y = self.config.activation_function(
-            nn.Dense(4 * self.config.width, dtype=self.dtype, name="expand")(y)
-        )
+        y = self.config.activation_function(nn.Dense(4 * self.config.width, dtype=self.dtype, name="expand")(y))
         return x + nn.Dense(self.config.width, dtype=self.dtype, name="contract")(y)
 
 
@@ -70,9 +71,7 @@ class TextEncoder(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "b n"]) -> Float[Array, "b e"]:
         config = self.config
-        position = self.param(
-            "position_embedding", nn.initializers.normal(0.01), (config.context_length, config.width)
-        )
+        position = self.param("position_embedding", nn.initializers.normal(0.01), (config.context_length, config.width))
         x = nn.Embed(config.vocab_size, config.width, dtype=self.dtype, name="token_embedding")(tokens)
         x = x + position[: tokens.shape[1]].astype(self.dtype)
         for index in range(config.num_layers):

@@ -17,8 +17,8 @@ from clipvis_jax.models.clip_resnet import MaskedAttentionPool, ResNetConfig, Re
 from clipvis_jax.models.clip_text import TextConfig, TextEncoder
 from clipvis_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoder, QueryDecoderConfig, mask_logits_from
+from clipvis_jax.models.text_classifier import TextClassifier, class_logits
 from clipvis_jax.structs import ClipFeatures, FramePredictions, PixelFeatures, QueryPrediction
-from clipvis_jax.text import TextClassifier, class_logits
 
 PIXEL_MEAN = np.array([122.7709383, 116.7460125, 104.09373615], np.float32)
 """Mean of CLIP's training images, RGB, 0..255."""
@@ -37,6 +37,10 @@ class ClipVisConfig:
     text: TextConfig = TextConfig()
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     query_decoder: QueryDecoderConfig = QueryDecoderConfig()
+
+
+def _apply(module: nn.Module, variables: Variables, *inputs: Any) -> Any:
+    return module.apply({"params": variables}, *inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,25 +88,28 @@ class ClipVis:
         """Mask features and memory -> predictions."""
         return QueryDecoder(self.config.query_decoder, dtype=self.dtype)
 
-    def init(self, key: PRNGKeyArray) -> tuple[Variables, Variables]:
-        """Draw random variables: ``(clip_vars, params)``."""
-        keys = jax.random.split(key, 5)
+    def init_clip(self, key: PRNGKeyArray) -> Variables:
+        """Draw random variables for the frozen CLIP."""
+        keys = jax.random.split(key, 3)
         # The sizes of all parameters are independent of the image's.
-        image = jnp.zeros((1, 2 * ops.STRIDE, 2 * ops.STRIDE, 3))
-        features, trunk = self.trunk.init_with_output(keys[0], image)
-        masks = jnp.ones((1, 1, *features.res5.shape[1:3]), bool)
-        pixel_features, pixel_decoder = self.pixel_decoder.init_with_output(keys[1], features)
-        clip_vars = {
-            "trunk": trunk["params"],
-            "visual_head": self.visual_head.init(keys[2], features.res5, masks)["params"],
-            "text": self.text_encoder.init(keys[3], jnp.zeros((1, 2), jnp.int32))["params"],
+        res5 = jnp.zeros((1, 2, 2, self.config.backbone.channels[-1]))
+        masks = jnp.ones((1, 1, 2, 2), bool)
+        return {
+            "trunk": self.trunk.init(keys[0], jnp.zeros((1, ops.STRIDE, ops.STRIDE, 3)))["params"],
+            "visual_head": self.visual_head.init(keys[1], res5, masks)["params"],
+            "text": self.text_encoder.init(keys[2], jnp.zeros((1, 2), jnp.int32))["params"],
             "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32),
         }
-        params = {
-            "pixel_decoder": pixel_decoder["params"],
-            "query_decoder": self.query_decoder.init(keys[4], pixel_features)["params"],
-        }
-        return clip_vars, params
+
+    def init_decoders(self, key: PRNGKeyArray) -> Variables:
+        """Draw the initial values of what is trained."""
+        pixel_key, query_key = jax.random.split(key)
+        channels = self.config.backbone.channels
+        sizes = (8, 4, 2, 1)
+        features = ClipFeatures(*(jnp.zeros((1, n, n, c)) for n, c in zip(sizes, channels, strict=True)))
+        pixel_features, pixel_decoder = self.pixel_decoder.init_with_output(pixel_key, features)
+        query_decoder = self.query_decoder.init(query_key, pixel_features)
+        return {"pixel_decoder": pixel_decoder["params"], "query_decoder": query_decoder["params"]}
 
     def extract_features(
         self, clip_vars: Variables, frames_u8: UInt8[Array, "b h w 3"], valid_size: Int[Array, " 2"]
@@ -117,19 +124,19 @@ class ClipVis:
         columns = jnp.arange(frames_u8.shape[2])[None, :] < valid_size[1]
         image = (frames_u8.astype(jnp.float32) - PIXEL_MEAN) / PIXEL_STD
         image = jnp.where((rows & columns)[..., None], image, 0)
-        return self.trunk.apply({"params": clip_vars["trunk"]}, image)
+        return _apply(self.trunk, clip_vars["trunk"], image)
 
     def decode_pixels(self, params: Variables, features: ClipFeatures) -> PixelFeatures:
         """Run the pixel decoder."""
-        return self.pixel_decoder.apply({"params": params["pixel_decoder"]}, features)
+        return _apply(self.pixel_decoder, params["pixel_decoder"], features)
 
     def decode_queries(self, params: Variables, features: PixelFeatures) -> tuple[QueryPrediction, ...]:
         """Run the query decoder; the last prediction is the result."""
-        return self.query_decoder.apply({"params": params["query_decoder"]}, features)
+        return _apply(self.query_decoder, params["query_decoder"], features)
 
     def encode_text(self, clip_vars: Variables, tokens: Int[Array, "b n"]) -> Float[Array, "b e"]:
         """Encode token ids; embeddings are not normalised."""
-        return self.text_encoder.apply({"params": clip_vars["text"]}, tokens).astype(jnp.float32)
+        return _apply(self.text_encoder, clip_vars["text"], tokens).astype(jnp.float32)
 
     def classify_masks(
         self,
@@ -143,9 +150,10 @@ class ClipVis:
 
         Source: CLIP-VIS, section III-D (open-vocabulary classification).
         """
-        small = ops.resize_bilinear(pixel_features.mask_features, features.res5.shape[1:3])
+        height, width = features.res5.shape[1:3]
+        small = ops.resize_bilinear(pixel_features.mask_features, (height, width))
         masks = mask_logits_from(prediction.mask_embed, small) > 0
-        visual = self.visual_head.apply({"params": clip_vars["visual_head"]}, features.res5, masks)
+        visual = _apply(self.visual_head, clip_vars["visual_head"], features.res5, masks)
         scale = jnp.minimum(jnp.exp(clip_vars["logit_scale"]), 100.0)
         logits = class_logits(classifier, visual, scale)
         if isinstance(self.config.backbone, ResNetConfig):
@@ -174,7 +182,7 @@ class ClipVis:
             valid_size: Height and width before padding.
         """
         # float32 means float32, also on devices whose default is to multiply with fewer bits.
-        with jax.default_matmul_precision("float32" if self.dtype == jnp.float32 else "default"):
+        with jax.default_matmul_precision("float32" if jnp.dtype(self.dtype) == jnp.float32 else "default"):
             features = self.extract_features(clip_vars, frames_u8, valid_size)
             pixel_features = self.decode_pixels(params, features)
             prediction = self.decode_queries(params, pixel_features)[-1]

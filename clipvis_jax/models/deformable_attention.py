@@ -98,9 +98,9 @@ class DeformableAttention(nn.Module):
         shape = (batch, length, self.num_heads, len(level_shapes), self.num_points)
         num_samples = self.num_heads * len(level_shapes) * self.num_points
 
-        values = nn.Dense(
-            dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="value"
-        )(pixels).reshape(batch, length, self.num_heads, -1)
+        values = nn.Dense(dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="value")(
+            pixels
+        ).reshape(batch, length, self.num_heads, -1)
         bias = initial_offsets(self.num_heads, len(level_shapes), self.num_points)
         offsets_px = nn.Dense(
             2 * num_samples,
@@ -109,15 +109,13 @@ class DeformableAttention(nn.Module):
             bias_init=lambda key, shape, dtype: jnp.asarray(bias, dtype),
             name="offsets",
         )(query).reshape(*shape, 2)
-        weights = nn.Dense(
-            num_samples, dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="weights"
-        )(query).reshape(*shape[:3], -1)
+        weights = nn.Dense(num_samples, dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="weights")(
+            query
+        ).reshape(*shape[:3], -1)
         weights = jax.nn.softmax(weights, axis=-1).reshape(shape)
 
         size = np.array([(width, height) for height, width in level_shapes], np.float32)
         centre_px = reference_points(level_shapes)[:, None] * size - 0.5
-        points_px = centre_px[None, :, None, :, None] + offsets_px
+        points_px = jnp.asarray(centre_px)[None, :, None, :, None] + offsets_px
         sampled = sample_levels(values, points_px, weights, level_shapes).reshape(batch, length, dim)
-        return nn.Dense(dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out")(
-            sampled
-        )
+        return nn.Dense(dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out")(sampled)

@@ -46,9 +46,7 @@ class MultiHeadAttention(nn.Module):
         dim = queries.shape[-1]
 
         def project(x: Float[Array, "b k d"], name: str) -> Float[Array, "b k heads head_dim"]:
-            dense = nn.Dense(
-                dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
-            )
+            dense = nn.Dense(dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
             return dense(x).reshape(*x.shape[:2], self.num_heads, -1)
 
         attended = jax.nn.dot_product_attention(

@@ -58,9 +58,7 @@ class PixelDecoder(nn.Module):
     @nn.compact
     def __call__(self, features: ClipFeatures) -> PixelFeatures:
         config = self.config
-        level_embedding = self.param(
-            "level_embedding", nn.initializers.normal(1.0), (NUM_LEVELS, config.dim)
-        )
+        level_embedding = self.param("level_embedding", nn.initializers.normal(1.0), (NUM_LEVELS, config.dim))
         pixels, positions, level_shapes = [], [], []
         for level, feature in enumerate((features.res5, features.res4, features.res3)):
             projected = nn.Conv(
@@ -72,24 +70,25 @@ class PixelDecoder(nn.Module):
             )(feature)
             projected = GroupNorm32(dtype=self.dtype, name=f"input{level}_norm")(projected)
             batch, height, width, _ = projected.shape
-            position = ops.sine_position_encoding(height, width, config.dim) + level_embedding[level]
+            position = jnp.asarray(ops.sine_position_encoding(height, width, config.dim)) + level_embedding[level]
             pixels.append(projected.reshape(batch, height * width, config.dim))
             positions.append(position.reshape(1, height * width, config.dim))
             level_shapes.append((height, width))
         x = jnp.concatenate(pixels, axis=1)
-        position = jnp.concatenate(positions, axis=1).astype(self.dtype)
+        all_positions = jnp.concatenate(positions, axis=1).astype(self.dtype)
         for index in range(config.num_layers):
             x = DeformableEncoderLayer(config, dtype=self.dtype, name=f"layer{index}")(
-                x, position, tuple(level_shapes)
+                x, all_positions, tuple(level_shapes)
             )
-        splits = (level_shapes[0][0] * level_shapes[0][1], x.shape[1] - level_shapes[2][0] * level_shapes[2][1])
+        splits = (
+            level_shapes[0][0] * level_shapes[0][1],
+            x.shape[1] - level_shapes[2][0] * level_shapes[2][1],
+        )
         coarse, middle, fine = (
             part.reshape(part.shape[0], *shape, config.dim)
             for part, shape in zip(jnp.split(x, splits, axis=1), level_shapes, strict=True)
         )
-        lateral = nn.Conv(config.dim, (1, 1), use_bias=False, dtype=self.dtype, name="lateral_conv")(
-            features.res2
-        )
+        lateral = nn.Conv(config.dim, (1, 1), use_bias=False, dtype=self.dtype, name="lateral_conv")(features.res2)
         lateral = GroupNorm32(dtype=self.dtype, name="lateral_norm")(lateral)
         y = lateral + ops.resize_bilinear(fine, lateral.shape[1:3])
         y = nn.Conv(config.dim, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="output_conv")(y)

@@ -56,9 +56,7 @@ class QueryDecoderLayer(nn.Module):
         def attention(name: str) -> MultiHeadAttention:
             return MultiHeadAttention(self.config.num_heads, dtype=self.dtype, name=name)
 
-        attended = attention("cross_attention")(
-            queries + query_position, memory + memory_position, memory, keep
-        )
+        attended = attention("cross_attention")(queries + query_position, memory + memory_position, memory, keep)
         queries = LayerNorm(dtype=self.dtype, name="cross_attention_norm")(queries + attended)
         positioned = queries + query_position
         attended = attention("self_attention")(positioned, positioned, queries)

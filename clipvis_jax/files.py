@@ -1,0 +1,82 @@
+"""Write files so that a crash, a full disk or Ctrl-C never leaves half of one behind."""
+
+import errno
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from clipvis_jax.errors import InputError
+
+_ADVICE = {
+    errno.ENOSPC: "free some space or write to another disk",
+    errno.EDQUOT: "free some space or write to another disk",
+    errno.EFBIG: "raise the file size limit or write to another disk",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.ENOENT: "create its folder first",
+    errno.ENOTDIR: "a part of the path is a file; choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def output_error(path: str | Path, error: OSError) -> InputError:
+    """Say in one line why `path` cannot be written and what to do about it."""
+    advice = _ADVICE.get(error.errno or 0, "choose another path")
+    return InputError(f"{path}: cannot be written ({error.strerror or error}); {advice}")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path that becomes `path` when the block ends well.
+
+    The temporary file lies in the same folder (a rename is atomic only within a file system), is hidden and
+    keeps the suffix (writers such as `np.savez` go by it). It exists already when the block starts, so that a
+    folder that cannot be written to is noticed before the work and not after it. It is removed on every
+    exception, Ctrl-C included; an older file at `path` then stays as it was. A link at `path` is followed.
+
+    Raises:
+        InputError: the file cannot be written (no space, no permission, no such folder, not a regular file).
+    """
+    target = Path(path).resolve()
+    temporary = target.with_name(f".clipvis-{secrets.token_hex(4)}{target.suffix}")
+    try:
+        if target.exists() and not target.is_file():
+            # Renaming would also replace a device such as /dev/null.
+            raise InputError(f"{path}: exists and is not a regular file; choose another path")
+        # Not tempfile.mkstemp, whose files only their owner may read, whatever the umask says.
+        temporary.touch(exist_ok=False)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        # The block may also fail on a file that it reads; that is not for this message.
+        if error.filename is None or Path(os.fsdecode(error.filename)) in (temporary, target):
+            raise output_error(path, error) from error
+        raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def prepare_output_dir(path: str | Path) -> Path:
+    """Create a folder for outputs, with its parents, and make sure that files can be written there.
+
+    Raises:
+        InputError: `path` is a file, or nothing can be written there.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permission bits say little (root, read-only mounts, quotas): only writing tells.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+    except FileExistsError as error:
+        raise InputError(f"{path}: is a file, but a folder is needed; choose another path") from error
+    except OSError as error:
+        raise output_error(path, error) from error
+    return folder

@@ -1,0 +1,58 @@
+"""Open a model folder as a segmenter."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from clipvis_jax.checkpoints import load_model
+from clipvis_jax.models.clipvis import ClipVis
+from clipvis_jax.segmenter import InferenceConfig, Segmenter
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be computed again: class embeddings and compiled programs.
+
+    ``CLIPVIS_CACHE`` names it; otherwise it lies in the user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``).
+    """
+    if folder := os.environ.get("CLIPVIS_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipvis_jax"
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that the next start of the same size skips compiling.
+
+    A setting of JAX for the whole process, so it is left to programs to choose; the command line does.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+
+
+def load(
+    folder: str | Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    config: InferenceConfig | None = None,
+) -> Segmenter:
+    """Open a model folder that ``clipvis convert`` or training wrote.
+
+    Args:
+        folder: The model folder.
+        dtype: Type of the computation. ``float32`` equals the authors' results; ``bfloat16`` is faster on TPUs and
+            new GPUs and close to them.
+        config: How videos are run: input size, window, association, scores.
+
+    Raises:
+        InputError: Not a model folder, or a damaged one.
+    """
+    model = load_model(Path(folder))
+    return Segmenter(
+        ClipVis(model.config, dtype=dtype),
+        model.clip_vars,
+        model.params,
+        tokenizer=model.tokenizer,
+        weights_hash=f"{model.text_hash}-{dtype}",
+        config=config,
+        cache_dir=cache_folder() / "text",
+    )
