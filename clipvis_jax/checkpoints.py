@@ -1,14 +1,16 @@
 """Model folders: sizes, parameters, tokenizer and provenance in one place. The only file that knows orbax.
 
-A folder holds ``config.json`` (format version, sizes, where the weights come from), ``variables/`` (parameters, by
+A folder holds ``config.json`` (format version, sizes, checksum, where the weights come from), ``variables/`` (parameters, by
 orbax) and ``tokenizer/`` (files in transformers' format).
 """
 
 import dataclasses
 import hashlib
 import json
-import shutil
+import os
+import re
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,35 @@ def hash_variables(variables: Variables) -> str:
     return digest.hexdigest()
 
 
+def checksum(variables: Variables) -> str:
+    """Return a CRC-32 of a tree's values: as quick as reading them, and enough to notice damage."""
+    crc = 0
+    for leaf in jax.tree.leaves(variables):
+        crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
+    return f"{crc:08x}"
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Make sure that a model folder can be written.
+
+    Raises:
+        InputError: The path is taken, or nothing can be written there.
+    """
+    folder = folder.resolve()
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            if not overwrite:
+                raise InputError(f"{folder}: exists already; choose another --out or add --overwrite")
+            if not (folder / "config.json").is_file() or not (folder / "variables").is_dir():
+                raise InputError(f"{folder}: holds something else than a model, so it stays; choose another --out")
+        elif folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file, but a folder is needed; choose another --out")
+        with tempfile.TemporaryFile(dir=_nearest_folder(folder.parent)) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
 def save_model(
     folder: Path,
     config: ClipVisConfig,
@@ -88,29 +119,37 @@ def save_model(
     """Write a model folder, whole or not at all.
 
     Raises:
-        InputError: The folder exists and ``overwrite`` is not set, or it cannot be written.
+        InputError: The path is taken (a model may be replaced if ``overwrite`` is set), it cannot be written, or the
+            tokenizer belongs to another text encoder.
     """
+    _check_vocabulary(tokenizer, config.text)
+    check_target(folder, overwrite=overwrite)
     folder = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file, but a folder is needed; choose another path")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise InputError(f"{folder}: exists already; choose another --out or add --overwrite")
+    # What is written as numpy arrays can be read on any devices.
+    variables = jax.tree.map(np.asarray, {"clip_vars": clip_vars, "params": params})
+    description = {
+        "format_version": FORMAT_VERSION,
+        "config": config_to_json(config),
+        "text_hash": hash_variables(variables["clip_vars"]["text"]),
+        "checksum": checksum(variables),
+        "source": source,
+    }
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".clipvis-") as temporary:
-            new = Path(temporary, "model")
-            ocp.save(new / "variables", {"clip_vars": clip_vars, "params": params})
+        with tempfile.TemporaryDirectory(dir=_nearest_folder(folder.parent), prefix=".clipvis-") as temporary:
+            new, old = Path(temporary, "new"), Path(temporary, "old")
+            new.mkdir()
+            _save_variables(new / "variables", variables)
             tokenizer.save(new / "tokenizer")
-            description = {
-                "format_version": FORMAT_VERSION,
-                "config": config_to_json(config),
-                "text_hash": hash_variables(clip_vars["text"]),
-                "source": source,
-            }
             (new / "config.json").write_text(json.dumps(description, indent=2) + "\n")
-            if folder.exists():
-                shutil.move(folder, Path(temporary, "old"))
-            new.rename(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if folder.exists():
+                    folder.rename(old)
+                new.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
     except OSError as error:
         raise output_error(folder, error) from error
 
@@ -123,29 +162,71 @@ def load_model(folder: Path) -> ModelFolder:
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise InputError(f"{folder}: not a model folder (no config.json); make one with 'clipvis convert'")
+        what = "not a model folder (no config.json)" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {what}; make a model folder with 'clipvis convert'")
     try:
         description = json.loads(config_file.read_text())
         version = description["format_version"]
-        if version > FORMAT_VERSION:
-            raise InputError(f"{config_file}: format_version {version} is newer than this program; update it")
-        config = config_from_json(description["config"])
-        text_hash, source = description["text_hash"], description["source"]
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{config_file}: damaged ({error!r}); convert the model again") from None
+        if version <= FORMAT_VERSION:
+            config = config_from_json(description["config"])
+            shapes = _variable_shapes(config)
+            text_hash, crc, source = (description[name] for name in ("text_hash", "checksum", "source"))
+    except Exception as error:  # whatever wrong names, types and numbers lead to
+        raise InputError(f"{config_file}: damaged ({_first_line(error)}); convert the model again") from error
+    if version > FORMAT_VERSION:
+        raise InputError(f"{config_file}: format_version {version} is newer than this program; update clipvis-jax")
     try:
         variables = ocp.load(folder / "variables")
     except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"{folder / 'variables'}: damaged ({reason}); convert the model again") from None
+        raise InputError(f"{folder / 'variables'}: damaged ({_first_line(error)}); convert the model again") from error
+    if jax.tree.map(np.shape, variables) != shapes:
+        raise InputError(f"{folder}: the variables do not fit config.json; convert the model again")
+    # Orbax notices neither.
+    if checksum(variables) != crc:
+        raise InputError(f"{folder / 'variables'}: damaged (another checksum); convert the model again")
+    tokenizer = load_tokenizer(folder / "tokenizer", context_length=config.text.context_length)
+    _check_vocabulary(tokenizer, config.text)
+    return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, text_hash, source)
+
+
+def _variable_shapes(config: ClipVisConfig) -> dict[str, Any]:
+    """Return the shape of every variable of a model, without computing any."""
     model, key = ClipVis(config), jax.random.key(0)
-    expected = {
+    abstract = {
         "clip_vars": jax.eval_shape(model.init_clip, key),
         "params": jax.eval_shape(model.init_decoders, key),
     }
-    if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, expected):
-        raise InputError(f"{folder}: the variables do not fit config.json; convert the model again")
-    tokenizer = load_tokenizer(folder / "tokenizer", context_length=config.text.context_length)
-    return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, text_hash, source)
+    return jax.tree.map(np.shape, abstract)
+
+
+def _check_vocabulary(tokenizer: ClipTokenizer, text: TextConfig) -> None:
+    """Refuse a tokenizer of another text encoder: its ids would be other words, and its end token not the last id."""
+    if tokenizer.vocab_size != text.vocab_size:
+        raise InputError(
+            f"tokenizer: has {tokenizer.vocab_size} entries, but the text encoder {text.vocab_size}; give the "
+            "--tokenizer that the model was trained with"
+        )
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Return the deepest folder of a path that exists."""
+    return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+
+
+def _save_variables(path: Path, variables: Variables) -> None:
+    """Write arrays by orbax.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    try:
+        ocp.save(path, variables)
+    except ValueError as error:
+        # This is how tensorstore reports the system's errors.
+        if match := re.search(r"os_error_code='(\d+)'", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1]))) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -2,13 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import jax
-
-from clipvis_jax.checkpoints import load_model
-from clipvis_jax.models.clipvis import ClipVis
-from clipvis_jax.segmenter import InferenceConfig, Segmenter
+# The package imports this module at once, and JAX takes seconds: `clipvis --help` should not.
+if TYPE_CHECKING:
+    from clipvis_jax.segmenter import InferenceConfig, Segmenter
 
 
 def cache_folder() -> Path:
@@ -26,6 +24,8 @@ def enable_compilation_cache() -> None:
 
     A setting of JAX for the whole process, so it is left to programs to choose; the command line does.
     """
+    import jax  # noqa: PLC0415
+
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
@@ -33,8 +33,8 @@ def load(
     folder: str | Path,
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    config: InferenceConfig | None = None,
-) -> Segmenter:
+    config: "InferenceConfig | None" = None,
+) -> "Segmenter":
     """Open a model folder that ``clipvis convert`` or training wrote.
 
     Args:
@@ -46,6 +46,10 @@ def load(
     Raises:
         InputError: Not a model folder, or a damaged one.
     """
+    from clipvis_jax.checkpoints import load_model  # noqa: PLC0415
+    from clipvis_jax.models.clipvis import ClipVis  # noqa: PLC0415
+    from clipvis_jax.segmenter import Segmenter  # noqa: PLC0415
+
     model = load_model(Path(folder))
     return Segmenter(
         ClipVis(model.config, dtype=dtype),

@@ -1,7 +1,11 @@
 """What ``clipvis predict`` writes and prints: tracks, overlay, summary."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -9,9 +13,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
-from clipvis_jax.files import atomic_path
+from clipvis_jax.files import atomic_path, prepare_output_dir
 from clipvis_jax.results import Track, VideoResult
 from clipvis_jax.text import parse_synonyms
 from clipvis_jax.version import __version__
@@ -22,48 +27,93 @@ from clipvis_jax.visualize import draw_tracks, track_color
 FOLDER_FPS = 10.0
 """Speed of the overlay where the source has none, in frames per second."""
 
+_MIN_FPS = 0.01
+"""The slowest that ``VideoWriter`` takes; reached with a large distance between frames."""
 
-def write_tracks(path: Path, result: VideoResult, source: FrameSource, selection: FrameSelection) -> Path:
-    """Write the tracks as JSON.
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Make a folder for results; if the block fails, folders that were made and are empty are removed again.
+
+    Raises:
+        InputError: `path` is a file, or nothing can be written there.
+    """
+    made = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]  # noqa: PTH110 (never raises)
+    try:
+        yield prepare_output_dir(path)
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def overlay_path(folder: Path, source: FrameSource) -> Path:
+    """Say where the overlay of a source goes."""
+    return folder / ("overlay.png" if source.kind == "image" else "overlay.mp4")
+
+
+def write_results(
+    folder: Path,
+    result: VideoResult,
+    source: FrameSource,
+    selection: FrameSelection,
+    *,
+    overlay: bool,
+    show_progress: bool,
+) -> list[Path]:
+    """Write tracks.json and the overlay, both or none.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    tracks = folder / "tracks.json"
+    written = [tracks]
+    # The temporary file of the tracks gets its name last, after the overlay is in place.
+    with atomic_path(tracks) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(tracks_to_json(result, source, selection), file)
+        if overlay:
+            written.append(overlay_path(folder, source))
+            write_overlay(written[-1], result, source, selection, show_progress=show_progress)
+    return written
+
+
+def tracks_to_json(result: VideoResult, source: FrameSource, selection: FrameSelection) -> dict[str, Any]:
+    """Describe a result as JSON.
 
     ``results`` is a list of YouTube-VIS results with ``category_name`` and ``track_id`` added; ``categories`` and
     ``video`` say what their ids and frames are.
-
-    Raises:
-        InputError: The file cannot be written.
     """
-    video = {
-        "id": 1,
-        "name": source.name,
-        "height": result.height,
-        "width": result.width,
-        "length": result.num_frames,
-        "fps": source.fps,
-        "frame_numbers": [selection.start + index * selection.every for index in range(result.num_frames)],
-    }
-    categories = [
-        {"id": index + 1, "name": name, "synonyms": list(parse_synonyms(name))}
-        for index, name in enumerate(result.class_names)
-    ]
-    results = [
-        record | {"category_name": track.class_name, "track_id": track.track_id}
-        for record, track in zip(result.to_ytvis(video_id=1), result.tracks, strict=True)
-    ]
-    content = {
+    return {
         "info": {"creator": f"clipvis_jax {__version__}", "format": "YouTube-VIS results"},
-        "video": video,
-        "categories": categories,
-        "results": results,
+        "video": {
+            "id": 1,
+            "name": source.name,
+            "height": result.height,
+            "width": result.width,
+            "length": result.num_frames,
+            "fps": source.fps,
+            "frame_numbers": [_frame_number(selection, index) for index in range(result.num_frames)],
+        },
+        "categories": [
+            {"id": index, "name": name, "synonyms": list(parse_synonyms(name))}
+            for index, name in enumerate(result.class_names, start=1)
+        ],
+        "results": [
+            record | {"category_name": track.class_name, "track_id": track.track_id}
+            for record, track in zip(result.to_ytvis(video_id=1), result.tracks, strict=True)
+        ],
     }
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-    return path
 
 
 def write_overlay(
-    folder: Path, result: VideoResult, source: FrameSource, selection: FrameSelection, *, show_progress: bool
-) -> Path:
-    """Draw the tracks on the frames, which are decoded once more: overlay.mp4, or overlay.png for an image.
+    path: Path, result: VideoResult, source: FrameSource, selection: FrameSelection, *, show_progress: bool
+) -> None:
+    """Draw the tracks on the frames, which are decoded once more: a video, or an image for an image.
 
     An instance is drawn once, under its best class.
 
@@ -76,18 +126,52 @@ def write_overlay(
     # The best on top.
     tracks = list(best.values())[::-1]
     if source.kind == "image":
-        path = folder / "overlay.png"
         _, frame = next(iter(source))
         with atomic_path(path) as temporary:
             Image.fromarray(_draw(frame, tracks, 0)).save(temporary)
-        return path
-    path = folder / "overlay.mp4"
-    fps = (source.fps or FOLDER_FPS) / selection.every
+        return
+    fps = max((source.fps or FOLDER_FPS) / selection.every, _MIN_FPS)
     with VideoWriter(path, result.height, result.width, fps) as writer:
         frames = tqdm(source, total=result.num_frames, desc="writing overlay", unit="frame", disable=not show_progress)
         for index, (_, frame) in enumerate(frames):
             writer.write(_draw(frame, tracks, index))
-    return path
+
+
+def print_summary(result: VideoResult, selection: FrameSelection, console: Console | None = None) -> None:
+    """Print a table of the tracks: instance, class, score, frames in which it is seen, mean size.
+
+    Frames are numbered as in the source.
+    """
+    console = console or Console()
+    title = f"{_count(len(result.tracks), 'track')} in {_count(result.num_frames, 'frame')}"
+    if not result.tracks:
+        console.print(f"{title}; a lower --min-score shows more")
+        return
+    table = Table(title=title, title_justify="left")
+    for heading in ("track", "class", "score", "frames", "first-last", "mean area"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for track in result.tracks:
+        area = coco_mask.area(track.segmentations) / (result.height * result.width)
+        present = np.flatnonzero(area)
+        first_last = [str(_frame_number(selection, int(index))) for index in (*present[:1], *present[-1:])]
+        table.add_row(
+            str(track.track_id),
+            Text(track.class_name),  # as it stands: brackets are not markup
+            f"{track.score:.3f}",
+            str(len(present)),
+            "-".join(first_last) or "-",
+            f"{area[present].mean():.1%}" if len(present) else "-",
+        )
+    console.print(table)
+
+
+def _frame_number(selection: FrameSelection, index: int) -> int:
+    """Return the number in the source of a selected frame."""
+    return selection.start + index * selection.every
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _draw(frame: UInt8[np.ndarray, "h w 3"], tracks: list[Track], index: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -96,26 +180,12 @@ def _draw(frame: UInt8[np.ndarray, "h w 3"], tracks: list[Track], index: int) ->
     return draw_tracks(
         frame,
         np.stack([track.mask(index) for track in tracks]),
-        [f"{parse_synonyms(track.class_name)[0]} {track.score:.2f}" for track in tracks],
+        [_label(track) for track in tracks],
         np.array([track_color(track.track_id) for track in tracks], np.uint8),
     )
 
 
-def print_summary(result: VideoResult, console: Console | None = None) -> None:
-    """Print a table of the tracks: instance, classes, score, frames in which it is seen, mean size."""
-    console = console or Console()
-    table = Table(title=f"{len(result.tracks)} tracks in {result.num_frames} frames", title_justify="left")
-    for heading in ("track", "class", "score", "frames", "first-last", "mean area"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    for track in result.tracks:
-        area = coco_mask.area(track.segmentations) / (result.height * result.width)
-        present = np.flatnonzero(area)
-        table.add_row(
-            str(track.track_id),
-            track.class_name,
-            f"{track.score:.3f}",
-            str(len(present)),
-            f"{present[0]}-{present[-1]}" if len(present) else "-",
-            f"{area[present].mean():.1%}" if len(present) else "-",
-        )
-    console.print(table)
+def _label(track: Track) -> str:
+    """Name a track in one line, by its class's first synonym."""
+    name = " ".join(parse_synonyms(track.class_name)[0].split())
+    return f"{name} {track.score:.2f}"

@@ -14,9 +14,11 @@ from torch.nn import functional
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former import modeling_mask2former as mask2former
 
+from clipvis_jax import ops
 from clipvis_jax.convert import to_state_dict
 from clipvis_jax.models.clip_resnet import ResNetConfig
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
+from clipvis_jax.models.deformable_attention import DeformableAttention, sample_levels
 from clipvis_jax.models.query_decoder import mask_logits_from
 from clipvis_jax.structs import ClipFeatures, PixelFeatures
 from clipvis_jax.torch_names import HEAD_PREFIX
@@ -142,7 +144,6 @@ def assert_close(actual, expected, name):
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
     error = np.abs(actual - expected).max() / np.abs(expected).max()
-    print(name, error, expected.std())
     assert error <= RELATIVE, f"{name}: relative error {error:.2e}"
 
 
@@ -157,6 +158,7 @@ def test_pixel_decoder():
     rng = np.random.default_rng(1)
     shapes = [(BATCH, *size(stride), c) for stride, c in zip((4, 8, 16, 32), CHANNELS, strict=True)]
     maps = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    maps[0] *= 0.01  # so small that GroupNorm's epsilon matters
     expected = reference.pixel_decoder([*map(channels_first, maps)], return_dict=True)
     pixels = jax.jit(ClipVis(CONFIG).decode_pixels)(params, ClipFeatures(*maps))
     for level, (memory, feature) in enumerate(zip(pixels.memory, expected.multi_scale_features, strict=True)):
@@ -261,7 +263,7 @@ def test_sample_levels(kind):
         expected += (samples * torch.from_numpy(weights[:, :, :, level]).transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
     expected = expected.unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
 
-    assert expected.abs().max() > 0.5, "nothing is sampled"
+    assert expected.abs().max() > 0.1, "nothing is sampled"
     actual = jax.jit(sample_levels, static_argnums=3)(values, points, weights, LEVEL_SHAPES)
     assert_close(actual, expected, kind)
 
@@ -270,10 +272,10 @@ def test_initial_deformable_attention_samples_in_mask2formers_pattern():
     attention = DeformableAttention(num_heads=HEADS, num_points=4)
     x = jnp.zeros((1, 1 + 2 + 4, 256))
     params = attention.init(jax.random.key(0), x, x, ((1, 1), (1, 2), (2, 2)))["params"]
-    expected = Reference().pixel_decoder.encoder.layers[0].self_attn
+    expected = mask2former.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(256, HEADS, 3, 4)
     mask2former.Mask2FormerPreTrainedModel._init_weights(SimpleNamespace(config=Mask2FormerConfig()), expected)
     for name, module in (("offsets", expected.sampling_offsets), ("weights", expected.attention_weights)):
-        np.testing.assert_allclose(params[name]["bias"], module.bias.detach(), atol=1e-6)
+        np.testing.assert_allclose(params[name]["bias"], module.bias.detach(), atol=1e-5)
         np.testing.assert_array_equal(params[name]["kernel"], module.weight.detach().T)
 
 

@@ -1,0 +1,148 @@
+"""Seconds per frame, by stage and as a whole, and peak memory.
+
+    python -m bench.speed                     RN50 and ConvNeXt-B, each in a process of its own
+    python -m bench.speed RN50 --layers 9
+
+Random weights, 854x480 frames (padded to 864x480), a vocabulary of 40 classes. Prints Markdown.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench.random_model import random_model
+from clipvis_jax.association import AssociationConfig, associate
+from clipvis_jax.frame_store import FrameStore, TrackedFrame
+from clipvis_jax.masks import encode_rle
+from clipvis_jax.models.query_decoder import mask_logits_from
+from clipvis_jax.segmenter import InferenceConfig, Segmenter
+from clipvis_jax.text import make_text_classifier
+
+HEIGHT, WIDTH, NUM_CLASSES = 480, 854, 40
+
+
+def median_seconds(function, repeats=7):
+    """Time a function after one call to warm up; waits for its arrays."""
+    jax.block_until_ready(function())
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def moving_frames(count, height=HEIGHT, width=WIDTH):
+    """Make frames with smooth colours that move."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    for index in range(count):
+        waves = [np.sin((x + 7 * index) / 40 + c) * np.cos((y - 5 * index) / 30 - c) for c in range(3)]
+        yield ((np.stack(waves, axis=-1) + 1) * 127.5).astype(np.uint8)
+
+
+class RandomVocabulary:
+    """A tokenizer of random tokens, for vocabularies without words."""
+
+    identity = "random"
+
+    def __call__(self, texts):
+        rng = np.random.default_rng(0)
+        tokens = np.zeros((len(texts), 77), np.int32)
+        for row in tokens:
+            length = rng.integers(8, 17)
+            row[:length] = [49406, *rng.integers(0, 49406, length - 2), 49407]
+        return tokens
+
+    def too_long(self, texts):
+        return []
+
+
+def measure(name, num_layers, dtype, num_frames):
+    """Return the rows of one model's table."""
+    model, clip_vars, params = random_model(name, num_layers=num_layers, dtype=dtype)
+    config = InferenceConfig()
+    segmenter = Segmenter(model, clip_vars, params, tokenizer=RandomVocabulary(), weights_hash="", config=config)
+    window = config.window_size
+    frames = list(moving_frames(max(num_frames, window)))
+    rng = np.random.default_rng(0)
+    embeddings = rng.standard_normal((NUM_CLASSES, model.config.text.embed_dim)).astype(np.float32)
+    classifier = make_text_classifier(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), [1] * NUM_CLASSES)
+    segmenter._vocabulary = (names := tuple(f"class {i}" for i in range(NUM_CLASSES)), classifier)
+
+    rows = {}
+    sizes = config.sizes(HEIGHT, WIDTH)
+    batch = np.zeros((window, *sizes.padded_size, 3), np.uint8)
+    batch[:, :HEIGHT, :WIDTH] = np.stack(frames[:window])
+    batch, valid = jnp.asarray(batch), jnp.array(sizes.valid_size)
+
+    def stage(label, function, *inputs):
+        jitted = jax.jit(function)
+        rows[label] = median_seconds(lambda: jitted(*inputs)) / window
+        return jitted(*inputs)
+
+    features = stage("backbone", model.extract_features, clip_vars, batch, valid)
+    pixels = stage("pixel decoder", model.decode_pixels, params, features)
+    prediction = stage("query decoder", lambda p, x: model.decode_queries(p, x)[-1], params, pixels)
+    stage("classification", model.classify_masks, clip_vars, features, pixels, prediction, classifier)
+    logits = stage("mask logits", mask_logits_from, prediction.mask_embed, pixels.mask_features)
+
+    embeds = np.asarray(prediction.query_embed[0])
+    memory = tuple(embeds + rng.normal(0, 0.05, embeds.shape).astype(np.float32) for _ in range(9))
+    memory = tuple(m / np.linalg.norm(m, axis=1, keepdims=True) for m in memory)
+    rows["association"] = median_seconds(lambda: associate(embeds, memory, AssociationConfig())[0])
+    zeros = np.zeros(len(embeds), np.float32)
+    frame = TrackedFrame(
+        np.zeros((len(embeds), 2), np.float32),
+        zeros,
+        np.zeros((len(embeds), NUM_CLASSES), np.float32),
+        np.asarray(logits[0]),
+        zeros,
+        zeros,
+    )
+    store = FrameStore(len(embeds), NUM_CLASSES)
+    rows["keeping frames"] = median_seconds(lambda: store.append(frame))
+    rows["masks (50 tracks)"] = median_seconds(
+        lambda: [encode_rle(sizes.mask(mask)) for mask in store.mask_logits(0, np.arange(50))]
+    )
+    store.close()
+
+    segmenter.predict_video(frames[:window], names)
+    start = time.perf_counter()
+    segmenter.predict_video(frames, names)
+    rows["whole, end to end"] = (time.perf_counter() - start) / len(frames)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=[], help="names of published backbones")
+    parser.add_argument("--layers", type=int, default=6, help="query decoder layers")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--frames", type=int, default=24, help="frames of the end-to-end run")
+    options = parser.parse_args()
+    if len(options.models) != 1:
+        for name in options.models or ["RN50", "convnext_base_w"]:
+            arguments = ["--layers", str(options.layers), "--dtype", options.dtype, "--frames", str(options.frames)]
+            subprocess.run([sys.executable, "-m", "bench.speed", name, *arguments], check=True)
+        return
+    name = options.models[0]
+    rows = measure(name, options.layers, options.dtype, options.frames)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    device = jax.devices()[0].device_kind
+    print(f"\n{name}, {options.layers} query decoder layers, {options.dtype}, {device}, jax {jax.__version__}\n")
+    print("| stage | seconds per frame |\n|---|---|")
+    for label, seconds in rows.items():
+        print(f"| {label} | {seconds:.3f} |")
+    print(f"| peak memory of the process | {peak:.2f} GiB |")
+    if stats := jax.devices()[0].memory_stats():
+        print(f"| peak memory of the device | {stats['peak_bytes_in_use'] / 2**30:.2f} GiB |")
+
+
+if __name__ == "__main__":
+    main()

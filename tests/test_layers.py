@@ -1,0 +1,62 @@
+"""The layers of docs/architecture.md: what each module may import from the project."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "clipvis_jax"
+FOUNDATION = {"errors", "structs", "ops", "version"}
+ALLOWED = {
+    **{name: set() for name in ("errors", "ops", "structs", "version")},
+    "models": FOUNDATION | {"models"},
+    "torch_names": {"models"},
+    "model_sizes": {"errors", "models", "torch_names"},
+    "state_dicts": {"errors", "torch_names"},
+    "convert": {"errors", "models", "model_sizes", "state_dicts", "torch_names"},
+    "files": {"errors"},
+    "images": {"errors"},
+    "tokenizer": {"errors"},
+    "text": FOUNDATION | {"models", "tokenizer", "files"},
+    "checkpoints": {"errors", "files", "models", "tokenizer"},
+    "association": {"errors"},
+    "scores": {"errors"},
+    "masks": {"errors"},
+    "results": {"masks"},
+    "frame_store": {"files", "masks"},
+    "video": {"errors", "images"},
+    "video_writer": {"errors", "files"},
+    "visualize": {"errors"},
+    "video_state": {"association", "errors", "frame_store", "masks", "models", "results", "scores", "structs"},
+    "segmenter": FOUNDATION
+    | {"association", "masks", "models", "results", "scores", "text", "tokenizer", "video", "video_state"},
+    "loading": {"checkpoints", "models", "segmenter"},
+    "__init__": {"errors", "loading", "version"},
+}
+TOP = {"cli", "outputs", "__main__"}
+"""May import everything; nothing imports them."""
+
+
+def imports_of(path):
+    """Return the project modules that a file imports, by their first name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "clipvis_jax":
+            names = [node.module] if "." in node.module else [f"clipvis_jax.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("clipvis_jax.")]
+        found |= {name.split(".")[1] for name in names}
+    return found
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(PACKAGE)) for path in MODULES])
+def test_module_stays_in_its_layer(path):
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    imported = imports_of(path)
+    if name in TOP:
+        return
+    assert imported <= ALLOWED[name], f"{name} may not import {sorted(imported - ALLOWED[name])}"
