@@ -1,7 +1,7 @@
 """Model folders: sizes, parameters, tokenizer and provenance in one place. The only file that knows orbax.
 
-A folder holds ``config.json`` (format version, sizes, checksum, where the weights come from), ``variables/`` (parameters, by
-orbax) and ``tokenizer/`` (files in transformers' format).
+A folder holds ``config.json`` (format version, sizes, checksum, where the weights come from), ``variables/``
+(parameters, by orbax) and ``tokenizer/`` (files in transformers' format).
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +177,18 @@ def load_model(folder: Path) -> ModelFolder:
     if version > FORMAT_VERSION:
         raise InputError(f"{config_file}: format_version {version} is newer than this program; update clipvis-jax")
     try:
-        variables = ocp.load(folder / "variables")
+        variables = ocp.load((folder / "variables").absolute())  # it takes no other path
     except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
         raise InputError(f"{folder / 'variables'}: damaged ({_first_line(error)}); convert the model again") from error
     if jax.tree.map(np.shape, variables) != shapes:
         raise InputError(f"{folder}: the variables do not fit config.json; convert the model again")
-    # Orbax notices neither.
+    # Orbax does not notice when a value has changed.
     if checksum(variables) != crc:
         raise InputError(f"{folder / 'variables'}: damaged (another checksum); convert the model again")
-    tokenizer = load_tokenizer(folder / "tokenizer", context_length=config.text.context_length)
+    try:
+        tokenizer = load_tokenizer(folder / "tokenizer", context_length=config.text.context_length)
+    except InputError as error:
+        raise InputError(f"{error}; convert the model again") from error
     _check_vocabulary(tokenizer, config.text)
     return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, text_hash, source)
 
@@ -220,7 +224,10 @@ def _save_variables(path: Path, variables: Variables) -> None:
         OSError: They cannot be written.
     """
     try:
-        ocp.save(path, variables)
+        # In a thread of its own, and the end of the block waits for it: Ctrl-C, which comes to the main thread alone,
+        # would leave orbax's threads writing into a folder that is being removed.
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(ocp.save, path, variables).result()
     except ValueError as error:
         # This is how tensorstore reports the system's errors.
         if match := re.search(r"os_error_code='(\d+)'", str(error)):

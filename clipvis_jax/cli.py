@@ -2,10 +2,15 @@
 
 import dataclasses
 import logging
+import os
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from _thread import interrupt_main
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Annotated, Literal
 
 import tyro
@@ -97,6 +102,8 @@ class Convert:
     """Replace the model folder if it exists."""
 
 
+_STOPPED = "clipvis: stopped; nothing was written"
+
 Command = Annotated[Predict, tyro.conf.subcommand("predict")] | Annotated[Convert, tyro.conf.subcommand("convert")]
 
 
@@ -129,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"clipvis: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("clipvis: stopped; nothing was written", file=sys.stderr)
+        print(_STOPPED, file=sys.stderr)
         return 130
     return 0
 
@@ -141,25 +148,25 @@ def predict(options: Predict) -> None:
         InputError: An option, the source, the model or the output folder cannot be used; nothing was written.
     """
     # Whatever can be wrong is looked at before the work begins, the quick checks first.
-    classes = read_classes(options.classes, options.classes_file)
     if not 0 <= options.min_score <= 1:
         raise InputError(f"--min-score {options.min_score}: must be between 0 and 1")
     if options.top_k is not None and options.top_k < 1:
         raise InputError(f"--top-k {options.top_k}: must be 1 or more")
+    with _stopping_at_once():
+        from clipvis_jax import outputs
+        from clipvis_jax.loading import enable_compilation_cache, load
+        from clipvis_jax.segmenter import InferenceConfig
+        from clipvis_jax.video import FrameSelection, open_frames
 
-    from clipvis_jax import outputs
-    from clipvis_jax.loading import enable_compilation_cache, load
-    from clipvis_jax.segmenter import InferenceConfig
-    from clipvis_jax.video import FrameSelection, open_frames
-
-    selection = FrameSelection(options.start, options.end, options.every)
-    config = InferenceConfig(size=options.size, window=options.window, temp_dir=options.out)
-    source = open_frames(options.source, selection)
-    if options.overlay and outputs.overlay_path(options.out, source).resolve() == options.source.resolve():
-        raise InputError(f"{options.source}: the overlay would replace it; choose another --out or add --no-overlay")
-    with outputs.output_folder(options.out) as out:
+        classes = read_classes(options.classes, options.classes_file)
+        selection = FrameSelection(options.start, options.end, options.every)
+        config = InferenceConfig(size=options.size, window=options.window, temp_dir=options.out)
+        source = open_frames(options.source, selection)
+        if options.overlay and outputs.overlay_path(options.out, source).resolve() == options.source.resolve():
+            raise InputError(f"{options.source}: the overlay would replace it; choose another --out")
         enable_compilation_cache()
         segmenter = load(options.model, dtype=options.dtype, config=config)
+    with outputs.output_folder(options.out) as out:
         result = segmenter.predict(
             source, classes, top_k=options.top_k, min_score=options.min_score, show_progress=True
         )
@@ -176,25 +183,25 @@ def convert(options: Convert) -> None:
     """
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed {options.seed}: must be between 0 and {2**32 - 1}")
+    with _stopping_at_once():
+        from clipvis_jax.checkpoints import check_target, save_model
+        from clipvis_jax.convert import from_state_dict, read_checkpoints
+        from clipvis_jax.model_sizes import describe
+        from clipvis_jax.state_dicts import file_sha256
+        from clipvis_jax.tokenizer import load_tokenizer
 
-    from clipvis_jax.checkpoints import check_target, save_model
-    from clipvis_jax.convert import from_state_dict, read_checkpoints
-    from clipvis_jax.model_sizes import describe
-    from clipvis_jax.state_dicts import file_sha256
-    from clipvis_jax.tokenizer import load_tokenizer
-
-    check_target(options.out, overwrite=options.overwrite)
-    files = {"checkpoint": options.checkpoint, "clip": options.clip}
-    state_dict = read_checkpoints(options.checkpoint, options.clip)
-    config, clip_vars, params = from_state_dict(
-        state_dict,
-        source=" + ".join(str(path) for path in files.values() if path),
-        activation=options.activation,
-        text_heads=options.text_heads,
-        seed=options.seed,
-    )
-    tokenizer = load_tokenizer(options.tokenizer, context_length=config.text.context_length)
-    source = {name: {"file": path.name, "sha256": file_sha256(path)} for name, path in files.items() if path}
+        check_target(options.out, overwrite=options.overwrite)
+        files = {"checkpoint": options.checkpoint, "clip": options.clip}
+        state_dict = read_checkpoints(options.checkpoint, options.clip)
+        config, clip_vars, params = from_state_dict(
+            state_dict,
+            source=" + ".join(str(path) for path in files.values() if path),
+            activation=options.activation,
+            text_heads=options.text_heads,
+            seed=options.seed,
+        )
+        tokenizer = load_tokenizer(options.tokenizer, context_length=config.text.context_length)
+        source = {name: {"file": path.name, "sha256": file_sha256(path)} for name, path in files.items() if path}
     save_model(
         options.out,
         config,
@@ -245,6 +252,27 @@ def read_classes(classes: Sequence[str], classes_file: Path | None) -> list[str]
     return names
 
 
+@contextmanager
+def _stopping_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process at once; for blocks that write nothing.
+
+    Python's own way, an exception, is lost or worse in the middle of imports.
+    """
+
+    def stop(*_: object) -> None:
+        os.write(2, f"{_STOPPED}\n".encode())
+        os._exit(130)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield  # somebody else's to decide
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _hush_libraries() -> None:
     """Give a warning one line, and leave errors to ``main``: of one error orbax and tensorstore print hundreds.
 
@@ -260,8 +288,11 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    # Tensorstore's threads, for every array that they had begun when another one failed.
-    if str(unraisable.exc_value) != "Event loop is closed":
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        # Ctrl-C came inside a callback (JAX has many while it compiles), where Python drops exceptions: once more.
+        interrupt_main()
+    elif str(unraisable.exc_value) != "Event loop is closed":
+        # That one is tensorstore's, for every array that it had begun when another one failed.
         sys.__unraisablehook__(unraisable)
 
 

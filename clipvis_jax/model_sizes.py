@@ -19,6 +19,8 @@ from clipvis_jax.torch_names import CLIP_PREFIX, HEAD_PREFIX
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_XXLARGE = ConvNextConfig(depths=(3, 4, 30, 3), dims=(384, 768, 1536, 3072), embed_dim=1024, norm_eps=1e-5)
+
 BACKBONES: dict[str, ResNetConfig | ConvNextConfig] = {
     "RN50": ResNetConfig(),
     "RN101": ResNetConfig(depths=(3, 4, 23, 3), embed_dim=512),
@@ -27,9 +29,7 @@ BACKBONES: dict[str, ResNetConfig | ConvNextConfig] = {
     "RN50x64": ResNetConfig(depths=(3, 15, 36, 10), width=128, embed_dim=1024, pool_grid=14),
     "convnext_base_w": ConvNextConfig(),
     "convnext_large_d": ConvNextConfig(dims=(192, 384, 768, 1536), embed_dim=768, projection="mlp"),
-    "convnext_xxlarge": ConvNextConfig(
-        depths=(3, 4, 30, 3), dims=(384, 768, 1536, 3072), embed_dim=1024, norm_eps=1e-5
-    ),
+    "convnext_xxlarge": _XXLARGE,
 }
 """The published CLIP image encoders that are supported. ``convnext_base_w_320`` and ``convnext_large_d_320`` differ
 from their namesakes in the training image size alone, which a convolutional network does not show."""
@@ -92,15 +92,14 @@ def _infer_backbone(clip: Shapes, source: str) -> ResNetConfig | ConvNextConfig:
         dims = tuple(clip[f"{stage}.blocks.0.conv_dw.weight"][0] for stage in stages)
         depths = tuple(_count(clip, re.escape(stage) + r"\.blocks\.(\d+)\.") for stage in stages)
         mlp = "visual.head.mlp.fc1.weight" in clip
-        config = ConvNextConfig(
+        # The norms' epsilon is in no key; among the published models only the largest has another one.
+        return ConvNextConfig(
             depths=depths,  # type: ignore[arg-type]
             dims=dims,  # type: ignore[arg-type]
             embed_dim=clip["visual.head.mlp.fc2.weight" if mlp else "visual.head.proj.weight"][0],
             projection="mlp" if mlp else "linear",
+            norm_eps=_XXLARGE.norm_eps if dims == _XXLARGE.dims else ConvNextConfig.norm_eps,
         )
-        # The norms' epsilon is in no key; among the published models only the largest has another one.
-        xxlarge = BACKBONES["convnext_xxlarge"]
-        return xxlarge if dims == xxlarge.channels else config
     if "visual.conv1.weight" in clip and "visual.layer1.0.conv1.weight" in clip:
         embed_dim, channels = clip["visual.attnpool.c_proj.weight"]
         depths = tuple(_count(clip, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5))

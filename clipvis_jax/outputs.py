@@ -138,12 +138,16 @@ def write_overlay(
 
 
 def print_summary(result: VideoResult, selection: FrameSelection, console: Console | None = None) -> None:
-    """Print a table of the tracks: instance, class, score, frames in which it is seen, mean size.
+    """Print a table of the results: track, class, score, frames in which it is seen, mean size.
 
-    Frames are numbered as in the source.
+    A track that may be of several classes is listed under each. Frames are numbered as in the source.
     """
     console = console or Console()
-    title = f"{_count(len(result.tracks), 'track')} in {_count(result.num_frames, 'frame')}"
+    instances = len({track.track_id for track in result.tracks})
+    title = ", ".join(
+        f"{count} {noun}{'' if count == 1 else 's'}"
+        for count, noun in ((len(result.tracks), "result"), (instances, "instance"), (result.num_frames, "frame"))
+    )
     if not result.tracks:
         console.print(f"{title}; a lower --min-score shows more")
         return
@@ -151,7 +155,9 @@ def print_summary(result: VideoResult, selection: FrameSelection, console: Conso
     for heading in ("track", "class", "score", "frames", "first-last", "mean area"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for track in result.tracks:
-        area = coco_mask.area(track.segmentations) / (result.height * result.width)
+        # One by one: pycocotools takes lists of no more than 255 masks.
+        pixels = np.array([coco_mask.area(mask) for mask in track.segmentations])
+        area = pixels / (result.height * result.width)
         present = np.flatnonzero(area)
         first_last = [str(_frame_number(selection, int(index))) for index in (*present[:1], *present[-1:])]
         table.add_row(
@@ -168,10 +174,6 @@ def print_summary(result: VideoResult, selection: FrameSelection, console: Conso
 def _frame_number(selection: FrameSelection, index: int) -> int:
     """Return the number in the source of a selected frame."""
     return selection.start + index * selection.every
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _draw(frame: UInt8[np.ndarray, "h w 3"], tracks: list[Track], index: int) -> UInt8[np.ndarray, "h w 3"]:

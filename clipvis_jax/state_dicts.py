@@ -72,8 +72,8 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         import torch  # noqa: PLC0415  (an optional extra)
     except ImportError as error:
         raise InputError(
-            f"{path}: reading pickled checkpoints needs PyTorch; pip install 'clipvis-jax[torch]', or take the model as "
-            "safetensors, which need nothing"
+            f"{path}: reading pickled checkpoints needs PyTorch; pip install 'clipvis-jax[torch]', or take the model "
+            "as safetensors, which need nothing"
         ) from error
     try:
         with warnings.catch_warnings():

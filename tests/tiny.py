@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import GOLDENS, golden, tiny_state_dict
 
+from clipvis_jax.checkpoints import save_model
 from clipvis_jax.convert import from_state_dict
 from clipvis_jax.models.clipvis import ClipVis
 from clipvis_jax.segmenter import InferenceConfig, Segmenter
+from clipvis_jax.tokenizer import make_tokenizer
 
 TOP_K = 15
 SIZE = 64
@@ -68,3 +70,24 @@ def golden_results(name):
 def mask_iou(a, b):
     union = np.sum(a | b)
     return np.sum(a & b) / union if union else 1.0
+
+
+def wordy_state_dict(family):
+    """Return a tiny model's weights with room for the words and the length of real prompts: see ``tiny_tokenizer``."""
+    state_dict = dict(tiny_state_dict(family))
+    for name, rows in {"token_embedding.weight": 518, "positional_embedding": 77}.items():
+        key = f"backbone.clip_model.{name}"
+        state_dict[key] = np.resize(state_dict[key], (rows, state_dict[key].shape[1]))
+    return state_dict
+
+
+def tiny_tokenizer():
+    """Make the tokenizer of ``wordy_state_dict``: it writes any text, with 518 entries, the last of which ends it."""
+    return make_tokenizer([("d", "o"), ("do", "g</w>"), ("c", "a"), ("ca", "t</w>")], context_length=77)
+
+
+def tiny_model_folder(path, family):
+    """Write a whole model folder with a tiny model, which takes any class names; returns its path."""
+    config, clip_vars, params = from_state_dict(wordy_state_dict(family), source=family, text_heads=4)
+    save_model(path, config, clip_vars, params, tiny_tokenizer(), source={})
+    return path
