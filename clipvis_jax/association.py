@@ -4,13 +4,15 @@ Runs on the host: it is sequential and tiny. Source: CLIP-VIS, section III-C.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from clipvis_jax.errors import InputError
+
+Mode = Literal["top_k", "all", "previous"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +23,13 @@ class AssociationConfig:
     ``all`` averages over the whole memory without selection. ``memory_length`` is the paper's T, ``top_k`` its K.
     """
 
-    mode: Literal["top_k", "all", "previous"] = "top_k"
+    mode: Mode = "top_k"
     memory_length: int = 9
     top_k: int = 5
 
     def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InputError(f"matching mode {self.mode!r}: must be one of {', '.join(get_args(Mode))}")
         if self.memory_length < 1 or self.top_k < 1:
             raise InputError(f"memory length T ({self.memory_length}) and K ({self.top_k}) must be 1 or more")
 

@@ -1,14 +1,14 @@
 """What the end of a video needs of its past frames, kept on disk so that memory stays flat."""
 
 import dataclasses
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from clipvis_jax.files import output_error
 from clipvis_jax.masks import pack_mask_logits, unpack_mask_logits
+from clipvis_jax.temp_file import TempFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,30 +24,18 @@ class TrackedFrame:
 
 
 class FrameStore:
-    """An append-only file of frames, which the system deletes when it is closed or the process ends.
+    """A temporary file of frames.
 
     A record holds the scores (objectness logits, mask area and probability sum per track), the class probabilities,
-    the length of every packed mask, and the packed masks.
+    where every packed mask ends, and the packed masks.
     """
 
     def __init__(self, num_tracks: int, num_classes: int, directory: Path | None = None) -> None:
-        """Create the file in ``directory`` (default: the system's folder for temporary files).
-
-        Raises:
-            InputError: The file cannot be created.
-        """
-        self._directory = directory or Path(tempfile.gettempdir())
+        """Create the file; see ``TempFile``."""
         self._num_tracks, self._num_classes = num_tracks, num_classes
+        self._file = TempFile(directory)
         self._starts: list[int] = []
-        self._end = 0
-        try:
-            self._file = tempfile.TemporaryFile(dir=self._directory, prefix="clipvis-", buffering=0)  # noqa: SIM115
-        except OSError as error:
-            raise output_error(self._directory, error) from error
-
-    def __len__(self) -> int:
-        """Return the number of frames."""
-        return len(self._starts)
+        self._mask_size = (0, 0)
 
     def append(self, frame: TrackedFrame) -> None:
         """Add a frame.
@@ -57,46 +45,35 @@ class FrameStore:
         """
         self._mask_size = frame.mask_logits.shape[1:]
         packed = pack_mask_logits(frame.mask_logits)
-        scores = np.column_stack([frame.object_logits, frame.mask_area, frame.mask_prob_sum])
-        lengths = np.array([len(mask) for mask in packed])
-        parts = [scores.astype("<f4").tobytes(), frame.class_probs.astype("<f4").tobytes()]
-        record = b"".join([*parts, lengths.astype("<i8").tobytes(), *packed])
-        try:
-            self._file.seek(self._end)
-            # An unbuffered file may write less than it is given.
-            view = memoryview(record)
-            while view:
-                view = view[self._file.write(view) :]
-        except OSError as error:
-            raise output_error(self._directory, error) from error
-        self._starts.append(self._end)
-        self._end += len(record)
+        scores = np.column_stack([frame.object_logits, frame.mask_area, frame.mask_prob_sum]).astype(np.float32)
+        ends = np.cumsum([len(mask) for mask in packed])
+        class_probs = frame.class_probs.astype(np.float32)
+        parts = (scores.tobytes(), class_probs.tobytes(), ends.astype(np.int64).tobytes(), *packed)
+        self._starts.append(self._file.append(b"".join(parts)))
 
     def scores(self, frame: int) -> tuple[Float[np.ndarray, "q 2"], Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
         """Read a frame's objectness logits, mask areas and mask probability sums."""
-        table = self._read(self._starts[frame], "<f4", self._num_tracks * 4).reshape(-1, 4)
+        table = self._array(self._starts[frame], np.float32, self._num_tracks * 4).reshape(-1, 4)
         return table[:, :2], table[:, 2], table[:, 3]
 
     def class_probs(self, frame: int) -> Float[np.ndarray, "q c"]:
         """Read a frame's class probabilities."""
         start = self._starts[frame] + 4 * 4 * self._num_tracks
-        return self._read(start, "<f4", self._num_tracks * self._num_classes).reshape(self._num_tracks, -1)
+        return self._array(start, np.float32, self._num_tracks * self._num_classes).reshape(self._num_tracks, -1)
 
     def mask_logits(self, frame: int, tracks: Int[np.ndarray, " k"]) -> list[Float[np.ndarray, "h4 w4"]]:
         """Read some tracks' mask logits in a frame; where only the sign matters they are 1 or -1."""
         start = self._starts[frame] + 4 * self._num_tracks * (4 + self._num_classes)
-        ends = np.cumsum(self._read(start, "<i8", self._num_tracks))
+        ends = self._array(start, np.int64, self._num_tracks).tolist()
+        begins = [0, *ends]
         start += 8 * self._num_tracks
-        masks = []
-        for track in tracks:
-            begin = ends[track - 1] if track > 0 else 0
-            packed = self._read(int(start + begin), "u1", int(ends[track] - begin)).tobytes()
-            masks.append(unpack_mask_logits(packed, self._mask_size))
-        return masks
+        return [
+            unpack_mask_logits(self._file.read(start + begins[track], ends[track] - begins[track]), self._mask_size)
+            for track in tracks.tolist()
+        ]
 
-    def _read(self, start: int, dtype: str, count: int) -> np.ndarray:
-        self._file.seek(start)
-        return np.fromfile(self._file, dtype, count)
+    def _array(self, start: int, dtype: type, count: int) -> Any:
+        return np.frombuffer(self._file.read(start, np.dtype(dtype).itemsize * count), dtype)
 
     def close(self) -> None:
         """Delete the file."""

@@ -1,11 +1,15 @@
 """Open a model folder as a segmenter."""
 
+import dataclasses
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 # The package imports this module at once, and JAX takes seconds: `clipvis --help` should not.
 if TYPE_CHECKING:
+    from clipvis_jax.checkpoints import ModelFolder
     from clipvis_jax.segmenter import InferenceConfig, Segmenter
 
 
@@ -29,6 +33,12 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
+def _text_identity(model: "ModelFolder", dtype: str) -> str:
+    """Digest all that decides on a text's embedding; the weights alone do not show activation and heads."""
+    identity = [model.text_hash, dataclasses.asdict(model.config.text), dtype]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
 def load(
     folder: str | Path,
     *,
@@ -39,8 +49,8 @@ def load(
 
     Args:
         folder: The model folder.
-        dtype: Type of the computation. ``float32`` equals the authors' results; ``bfloat16`` is faster on TPUs and
-            new GPUs and close to them.
+        dtype: Type of the computation. ``float32`` equals the authors' results; ``bfloat16`` halves the memory of
+            activations and comes without a promise of parity.
         config: How videos are run: input size, window, association, scores.
 
     Raises:
@@ -56,7 +66,7 @@ def load(
         model.clip_vars,
         model.params,
         tokenizer=model.tokenizer,
-        weights_hash=f"{model.text_hash}-{dtype}",
+        weights_hash=_text_identity(model, dtype),
         config=config,
         cache_dir=cache_folder() / "text",
     )

@@ -5,11 +5,12 @@ separable, so each axis is one small matrix that does both.
 """
 
 import dataclasses
+import zlib
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from pycocotools import mask as coco_mask
 
 Rle = dict[str, Any]
@@ -63,12 +64,13 @@ class MaskResizer:
         positive = logits > 0
         y, rows_in, rows_out = _affected(self._axes[0], np.any(positive, axis=1, keepdims=True)[:, 0])
         x, columns_in, columns_out = _affected(self._axes[1], np.any(positive, axis=0, keepdims=True)[0])
-        return rows_out, columns_out, y @ logits[rows_in, columns_in] @ x.T
+        # Transposed, because run lengths go down the columns: no copy is needed for them.
+        return rows_out, columns_out, (x @ logits[rows_in, columns_in].T @ y.T).T
 
     def mask(self, logits: Float[np.ndarray, "h4 w4"]) -> Bool[np.ndarray, "h w"]:
         """Return a mask at the original size, True where the resized logit is positive."""
         rows, columns, region = self.positive_region(logits)
-        mask = np.zeros(self.original_size, bool)
+        mask = np.zeros(self.original_size, bool, order="F")
         mask[rows, columns] = region > 0
         return mask
 
@@ -102,28 +104,28 @@ def pack_mask_logits(logits: Float[np.ndarray, "q h4 w4"]) -> list[bytes]:
 
     A resized pixel is a weighted mean of a few neighbouring logits. Where all of them have one sign, the sign of the
     mean is known; the numbers matter near a change of sign only. So we keep all signs, and the numbers of cells with
-    a change of sign nearby, at full precision.
+    a change of sign nearby, at full precision. A text is the length of the compressed bits (signs, then flags of exact
+    cells), these, and the numbers.
     """
     positive = logits > 0
     exact = _near_sign_change(positive)
     signs = np.packbits(positive.reshape(len(logits), -1), axis=1)
     flags = np.packbits(exact.reshape(len(logits), -1), axis=1)
-    return [
-        signs[i].tobytes() + flags[i].tobytes() + logits[i][exact[i]].astype("<f4").tobytes()
-        for i in range(len(logits))
-    ]
+    packed = []
+    for i in range(len(logits)):
+        bits = zlib.compress(signs[i].tobytes() + flags[i].tobytes(), level=1)
+        packed.append(len(bits).to_bytes(4) + bits + logits[i][exact[i]].astype(np.float32).tobytes())
+    return packed
 
 
 def unpack_mask_logits(packed: bytes, size: tuple[int, int]) -> Float[np.ndarray, "h4 w4"]:
     """Restore mask logits; 1 and -1 stand for values whose sign alone matters."""
     cells = size[0] * size[1]
-    row = -(-cells // 8)
-
-    def bits(start: int) -> UInt8[np.ndarray, " n"]:
-        return np.unpackbits(np.frombuffer(packed, np.uint8, row, start), count=cells)
-
-    logits = bits(0).astype(np.float32) * 2 - 1
-    logits[bits(row).view(bool)] = np.frombuffer(packed, "<f4", offset=2 * row)
+    values_start = 4 + int.from_bytes(packed[:4])
+    planes = np.frombuffer(zlib.decompress(packed[4:values_start]), np.uint8).reshape(2, -1)
+    signs, exact = np.unpackbits(planes, axis=1, count=cells)
+    logits = signs.astype(np.float32) * 2 - 1
+    logits[exact.astype(bool)] = np.frombuffer(packed, np.float32, offset=values_start)
     return logits.reshape(size)
 
 

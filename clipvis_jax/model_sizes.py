@@ -122,9 +122,12 @@ def _infer_text(
     text_heads: int | None,
 ) -> TextConfig:
     width, embed_dim = clip["text_projection"]
+    num_heads = max(1, width // 64) if text_heads is None else text_heads
+    if num_heads < 1 or width % num_heads:
+        raise InputError(f"--text-heads {num_heads}: must divide the text encoder's width, which is {width}")
     return TextConfig(
         width=width,
-        num_heads=text_heads or max(1, width // 64),
+        num_heads=num_heads,
         num_layers=_count(clip, r"transformer\.resblocks\.(\d+)\."),
         context_length=clip["positional_embedding"][0],
         vocab_size=clip["token_embedding.weight"][0],

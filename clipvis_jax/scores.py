@@ -7,6 +7,9 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import expit
+
+from clipvis_jax.errors import InputError
 
 PRUNE_RATIO = 0.1
 """A frame's mask is dropped where its own score is below this share of the track's."""
@@ -22,7 +25,7 @@ class ScoreConfig:
 
 def object_probs(object_logits: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "..."]:
     """Return the probability of an object."""
-    return 1 / (1 + np.exp(object_logits[..., 1] - object_logits[..., 0]))
+    return expit(object_logits[..., 0] - object_logits[..., 1])
 
 
 class RunningScores:
@@ -76,6 +79,8 @@ def top_pairs(
     scores: Float[np.ndarray, "q c"], count: int
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """Return the best (track, class) pairs and their scores, best first; a track may appear with several classes."""
+    if count < 1:
+        raise InputError(f"top_k {count}: must be 1 or more")
     flat = scores.ravel()
     count = min(count, flat.size)
     best = np.argpartition(-flat, count - 1)[:count]
@@ -85,14 +90,13 @@ def top_pairs(
 
 
 def pruned_frames(
-    class_probs: Float[np.ndarray, "t k"],
-    object_logits: Float[np.ndarray, "t k 2"],
+    class_probs: Float[np.ndarray, "*t k"],
+    object_logits: Float[np.ndarray, "*t k 2"],
     scores: Float[np.ndarray, " k"],
-) -> Bool[np.ndarray, "t k"]:
+) -> Bool[np.ndarray, "*t k"]:
     """Tell in which frames the mask of each (track, class) pair is dropped, because the pair hardly shows there."""
     # Matches the authors' code: the probability goes through a sigmoid once more.
-    sigmoid = 1 / (1 + np.exp(-class_probs))
-    return np.sqrt(sigmoid * object_probs(object_logits)) < PRUNE_RATIO * scores
+    return np.sqrt(expit(class_probs) * object_probs(object_logits)) < PRUNE_RATIO * scores
 
 
 def mask_quality(

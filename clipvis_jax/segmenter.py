@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -65,8 +65,13 @@ class InferenceConfig:
 
     def sizes(self, height: int, width: int) -> MaskResizer:
         """Return the sizes that a frame goes through, rounded as detectron2's ``ResizeShortestEdge`` does."""
-        scale = min(self.size / min(height, width), self.max_size / max(height, width))
-        valid = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+        # Its order of operations, because products are rounded differently in another.
+        scale = self.size / min(height, width)
+        new_height, new_width = height * scale, width * scale
+        if max(new_height, new_width) > self.max_size:
+            limit = self.max_size / max(new_height, new_width)
+            new_height, new_width = new_height * limit, new_width * limit
+        valid = (max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5)))
         padded = (ops.pad_to_multiple(valid[0]), ops.pad_to_multiple(valid[1]))
         return MaskResizer((padded[0] // 4, padded[1] // 4), padded, valid, (height, width))
 
@@ -129,11 +134,12 @@ class Segmenter:
             source = open_frames(source)
         if source.kind == "image":
             _, image = next(iter(source))
-            return self.predict_image(image, classes, top_k=top_k or IMAGE_TOP_K, min_score=min_score)
+            top_k = IMAGE_TOP_K if top_k is None else top_k
+            return self.predict_image(image, classes, top_k=top_k, min_score=min_score)
         return self.predict_video(
             (frame for _, frame in source),
             classes,
-            top_k=top_k or VIDEO_TOP_K,
+            top_k=VIDEO_TOP_K if top_k is None else top_k,
             min_score=min_score,
             num_frames=source.expected_frames,
             show_progress=show_progress,
@@ -149,7 +155,10 @@ class Segmenter:
         num_frames: int | None = None,
         show_progress: bool = False,
     ) -> VideoResult:
-        """Segment a video, given as RGB frames of one size; see ``predict``."""
+        """Segment a video, given as RGB frames of one size; see ``predict``.
+
+        ``frames`` is read in another thread, up to two windows ahead.
+        """
         with self.start(classes, show_progress=show_progress) as state:
             prepared = (self._prepare(state, frame) for frame in frames)
             with (
@@ -171,14 +180,19 @@ class Segmenter:
         min_score: float = 0.0,
     ) -> VideoResult:
         """Segment one RGB image by the image model's scores; see ``predict``."""
-        with self.start(classes) as state:
+        with self.start(classes, keep_frames=False) as state:
             frame = state.add(self._predict_one(state, image), 0)
             return state.finish_image(frame, top_k=top_k, min_score=min_score)
 
     # --- frame by frame -----------------------------------------------------------------------------------------------
 
-    def start(self, classes: Sequence[str], *, show_progress: bool = False) -> VideoState:
+    def start(self, classes: Sequence[str], *, keep_frames: bool = True, show_progress: bool = False) -> VideoState:
         """Begin a video that comes frame by frame.
+
+        Args:
+            classes: Class names; synonyms of one class are separated by commas.
+            keep_frames: Keep on disk what ``finish`` needs of every frame. Without, a stream may go on for ever.
+            show_progress: Show a progress bar while a large vocabulary is encoded.
 
         Raises:
             InputError: A class name cannot be used.
@@ -201,6 +215,7 @@ class Segmenter:
             self.model.config.query_decoder.num_queries,
             association=self.config.association,
             scores=self.config.scores,
+            keep_frames=keep_frames,
             temp_dir=self.config.temp_dir,
         )
 
@@ -233,8 +248,12 @@ class Segmenter:
 
     # --- the network --------------------------------------------------------------------------------------------------
 
-    def _prepare(self, state: VideoState, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h_pad w_pad 3"]:
+    def _prepare(self, state: VideoState, frame: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h_pad w_pad 3"]:
         """Resize a frame to the network's input and pad it."""
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
+            raise InputError(
+                f"a frame is an array of {frame.dtype} of shape {frame.shape}; must be uint8 RGB, (height, width, 3)"
+            )
         state.set_sizes(self.config.sizes(*frame.shape[:2]))
         height, width = state.resizer.valid_size
         # Matches the authors' code: PIL's bilinear filter, which is antialiased, on 8-bit values.
@@ -246,7 +265,10 @@ class Segmenter:
     def _dispatch(self, state: VideoState, window: UInt8[np.ndarray, "b h w 3"]) -> FramePredictions:
         """Start the network on a window; returns at once, with arrays that are still being computed."""
         valid_size = np.array(state.resizer.valid_size, np.int32)
-        return self._predict_frames(self.clip_vars, self.params, state.classifier, window, valid_size)
+        predictions = self._predict_frames(self.clip_vars, self.params, state.classifier, window, valid_size)
+        for array in jax.tree.leaves(predictions):
+            array.copy_to_host_async()
+        return predictions
 
     def _predict_one(self, state: VideoState, frame: UInt8[np.ndarray, "h w 3"]) -> FramePredictions:
         """Run the network on a single frame."""

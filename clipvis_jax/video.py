@@ -151,7 +151,8 @@ def prefetch(items: Iterable[_ITEM], depth: int) -> Generator[_ITEM, None, None]
     finally:
         stop.set()
         free_slots.release()
-        thread.join()
+        # Not for ever: a camera or a network share may never give its next frame.
+        thread.join(timeout=5)
 
 
 class _ImageSource:

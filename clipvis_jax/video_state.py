@@ -1,30 +1,32 @@
 """What is known of a video while its frames come in, and what follows from it: tracks so far, tracks at the end.
 
-Offline and streaming use share this core; it runs on the host and knows nothing of the network.
+Offline and streaming use share this core; it runs on the host and is given the network's predictions.
 """
 
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy.special import expit
 from tqdm import tqdm
 
 from clipvis_jax.association import AssociationConfig, Memory, associate
 from clipvis_jax.errors import InputError
 from clipvis_jax.frame_store import FrameStore, TrackedFrame
-from clipvis_jax.masks import MaskResizer, Rle, encode_rle
+from clipvis_jax.masks import MaskResizer, encode_rle
 from clipvis_jax.models.text_classifier import TextClassifier
-from clipvis_jax.results import LiveTrack, Track, VideoResult
+from clipvis_jax.results import LiveTrack, StoredMasks, Track, VideoResult
 from clipvis_jax.scores import RunningScores, ScoreConfig, image_scores, mask_quality, pruned_frames, top_pairs
 from clipvis_jax.structs import FramePredictions
+from clipvis_jax.temp_file import TempFile
 
 
 class VideoState:
     """A video between its first and its last frame. Made by ``Segmenter.start``.
 
-    Memory stays flat: past frames are summed up, or kept compressed in a file that goes with ``close`` or the end of
-    a ``with`` block.
+    Memory stays flat: past frames are summed up, and kept compressed in a temporary file that goes with ``close`` or
+    the end of a ``with`` block. Without ``keep_frames`` nothing is kept, and there is no final result.
     """
 
     def __init__(
@@ -35,13 +37,15 @@ class VideoState:
         *,
         association: AssociationConfig,
         scores: ScoreConfig,
+        keep_frames: bool = True,
         temp_dir: Path | None = None,
     ) -> None:
         self.class_names = class_names
         self.classifier = classifier
         self.scores = RunningScores(num_tracks, len(class_names), scores)
         self._resizer: MaskResizer | None = None
-        self._store = FrameStore(num_tracks, len(class_names), temp_dir)
+        self._temp_dir = temp_dir
+        self._store = FrameStore(num_tracks, len(class_names), temp_dir) if keep_frames else None
         self._num_sized = 0
         self._association = association
         self._memory: Memory = ()
@@ -49,7 +53,9 @@ class VideoState:
 
     def close(self) -> None:
         """Delete what is kept of past frames on disk."""
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
 
     def __enter__(self) -> "VideoState":
         return self
@@ -60,7 +66,7 @@ class VideoState:
     @property
     def num_frames(self) -> int:
         """Frames seen so far."""
-        return len(self._store)
+        return self.scores.num_frames
 
     @property
     def resizer(self) -> MaskResizer:
@@ -92,6 +98,10 @@ class VideoState:
             The frame's predictions in track order.
         """
         raw = jax.tree.map(lambda array: np.asarray(array[index]), predictions)
+        if not np.isfinite(raw.query_embed).all():
+            raise InputError(
+                f"frame {self.num_frames}: the network gave numbers that are not finite; check the model's weights"
+            )
         order, self._memory = associate(raw.query_embed, self._memory, self._association)
         frame = TrackedFrame(
             object_logits=raw.object_logits[order],
@@ -103,26 +113,31 @@ class VideoState:
         )
         self.scores.add(frame.class_probs, frame.iou, frame.object_logits)
         self._mask_sums += np.stack([frame.mask_prob_sum, frame.mask_area])
-        self._store.append(frame)
+        if self._store is not None:
+            self._store.append(frame)
         return frame
 
     def live_tracks(self, frame: TrackedFrame, *, top_k: int, min_score: float) -> list[LiveTrack]:
         """Return all tracks as they stand, best first, with their masks in the newest frame.
 
         Scores are the final ones as if the video ended here, except that no frame is dropped from the masks' quality.
+        A mask is empty where the method would drop it.
         """
         tracks, class_indices, scores = top_pairs(self.scores.scores(), top_k)
+        pruned = pruned_frames(frame.class_probs[tracks, class_indices], frame.object_logits[tracks], scores)
         prob_sum, area = self._mask_sums
         scores = scores * (prob_sum / (area + 1e-6))[tracks]
         ranked = _ranked(scores, min_score)
-        masks = {track: self.resizer.mask(frame.mask_logits[track]) for track in np.unique(tracks[ranked])}
+        visible = ranked[~pruned[ranked]]
+        masks = {track: self.resizer.mask(frame.mask_logits[track]) for track in np.unique(tracks[visible])}
+        empty = np.zeros(self.resizer.original_size, bool)
         return [
             LiveTrack(
                 track_id=int(tracks[i]),
                 class_index=int(class_indices[i]),
                 class_name=self.class_names[class_indices[i]],
                 score=float(scores[i]),
-                mask=masks[tracks[i]],
+                mask=empty if pruned[i] else masks[tracks[i]],
             )
             for i in ranked
         ]
@@ -132,15 +147,19 @@ class VideoState:
 
         Raises:
             InputError: There was no frame.
+            RuntimeError: The state is closed, or keeps no frames.
         """
         resizer = self.resizer
+        store = self._store
+        if store is None:
+            raise RuntimeError("the state is closed or was started without keep_frames; there is no final result")
         tracks, class_indices, scores = top_pairs(self.scores.scores(), top_k)
         shape = (self.num_frames, len(tracks))
         object_logits = np.empty((*shape, 2), np.float32)
         class_probs, area, prob_sum = (np.empty(shape, np.float32) for _ in range(3))
         for index in range(self.num_frames):
-            class_probs[index] = self._store.class_probs(index)[tracks, class_indices]
-            frame_logits, frame_area, frame_prob_sum = self._store.scores(index)
+            class_probs[index] = store.class_probs(index)[tracks, class_indices]
+            frame_logits, frame_area, frame_prob_sum = store.scores(index)
             object_logits[index] = frame_logits[tracks]
             area[index], prob_sum[index] = frame_area[tracks], frame_prob_sum[tracks]
         pruned = pruned_frames(class_probs, object_logits, scores)
@@ -149,51 +168,77 @@ class VideoState:
         tracks, class_indices, scores = tracks[ranked], class_indices[ranked], scores[ranked]
         pruned = pruned[:, ranked]
 
-        empty = encode_rle(np.zeros(resizer.original_size, bool))
-        segmentations: list[list[Rle]] = [[] for _ in tracks]
+        masks = _MaskWriter(self._temp_dir, resizer.original_size, (self.num_frames, len(tracks)))
         frames = range(self.num_frames)
         for index in tqdm(frames, desc="drawing masks", unit="frame", disable=not show_progress):
             wanted = np.unique(tracks[~pruned[index]])
-            logits = self._store.mask_logits(index, wanted)
-            masks = {track: encode_rle(resizer.mask(mask)) for track, mask in zip(wanted, logits, strict=True)}
-            for pair, track in enumerate(tracks):
-                segmentations[pair].append(empty if pruned[index, pair] else masks[track])
+            for track, logits in zip(wanted, store.mask_logits(index, wanted), strict=True):
+                masks.write(index, (tracks == track) & ~pruned[index], resizer.mask(logits))
         self.close()
-        return self._result(tracks, class_indices, scores, segmentations)
+        return self._result(tracks, class_indices, scores, masks)
 
     def finish_image(self, frame: TrackedFrame, *, top_k: int, min_score: float) -> VideoResult:
         """Compute the image model's scores and masks of the only frame."""
         scores = image_scores(frame.class_probs, frame.iou, frame.object_logits, self.scores.config)
         tracks, class_indices, scores = top_pairs(scores, top_k)
-        masks: dict[int, Rle] = {}
-        quality: dict[int, float] = {}
+        masks = _MaskWriter(self._temp_dir, self.resizer.original_size, (1, len(tracks)))
+        quality = np.empty(len(tracks))
         for track in np.unique(tracks):
             rows, columns, region = self.resizer.positive_region(frame.mask_logits[track])
             positive = region[region > 0].astype(np.float64)
             # Matches the authors' code: the image model measures quality at the original size.
-            quality[track] = float(np.sum(1 / (1 + np.exp(-positive))) / (positive.size + 1e-6))
-            mask = np.zeros(self.resizer.original_size, bool)
+            quality[tracks == track] = np.sum(expit(positive)) / (positive.size + 1e-6)
+            mask = np.zeros(self.resizer.original_size, bool, order="F")
             mask[rows, columns] = region > 0
-            masks[track] = encode_rle(mask)
-        scores = scores * np.array([quality[track] for track in tracks])
+            masks.write(0, tracks == track, mask)
+        scores = scores * quality
         ranked = _ranked(scores, min_score)
-        segmentations = [[masks[track]] for track in tracks[ranked]]
-        return self._result(tracks[ranked], class_indices[ranked], scores[ranked], segmentations)
+        return self._result(tracks[ranked], class_indices[ranked], scores[ranked], masks.select(ranked))
 
     def _result(
         self,
         tracks: Int[np.ndarray, " k"],
         class_indices: Int[np.ndarray, " k"],
         scores: Float[np.ndarray, " k"],
-        segmentations: list[list[Rle]],
+        masks: "_MaskWriter",
     ) -> VideoResult:
         height, width = self.resizer.original_size
-        columns = (tracks.tolist(), class_indices.tolist(), scores.tolist(), segmentations)
+        columns = (tracks.tolist(), class_indices.tolist(), scores.tolist(), masks.finish())
         named = [
-            Track(track, index, self.class_names[index], score, masks)
-            for track, index, score, masks in zip(*columns, strict=True)
+            Track(track, index, self.class_names[index], score, segmentations)
+            for track, index, score, segmentations in zip(*columns, strict=True)
         ]
         return VideoResult(named, self.class_names, height, width, self.num_frames)
+
+
+class _MaskWriter:
+    """Puts the masks of (track, class) pairs into a temporary file, frame by frame; a mask not written is empty."""
+
+    def __init__(self, directory: Path | None, size: tuple[int, int], shape: tuple[int, int]) -> None:
+        """Prepare for ``shape`` = (frames, pairs) masks of ``size`` = (height, width)."""
+        self._size = size
+        self._file = TempFile(directory)
+        self._starts = np.zeros(shape, np.int64)
+        self._lengths = np.zeros(shape, np.int32)
+        self.write(slice(None), slice(None), np.zeros(size, bool))
+
+    def write(self, frames: int | slice, pairs: slice | Bool[np.ndarray, " k"], mask: Bool[np.ndarray, "h w"]) -> None:
+        """Write one mask, which several pairs may share."""
+        counts = encode_rle(mask)["counts"].encode("ascii")
+        self._starts[frames, pairs] = self._file.append(counts)
+        self._lengths[frames, pairs] = len(counts)
+
+    def select(self, pairs: Int[np.ndarray, " k2"]) -> "_MaskWriter":
+        """Keep some pairs, in the order given."""
+        self._starts, self._lengths = self._starts[:, pairs], self._lengths[:, pairs]
+        return self
+
+    def finish(self) -> list[StoredMasks]:
+        """Return the masks of every pair."""
+        return [
+            StoredMasks(self._file, self._size, starts, lengths)
+            for starts, lengths in zip(self._starts.T.copy(), self._lengths.T.copy(), strict=True)
+        ]
 
 
 def _ranked(scores: Float[np.ndarray, " k"], min_score: float) -> Int[np.ndarray, " k2"]:

@@ -1,6 +1,7 @@
-"""Strict settings for all tests: run-time shape checks, no silent promotion, eight virtual devices."""
+"""Strict settings for all tests: run-time checks of types and shapes, eight virtual devices."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu" if os.environ.get("CLIPVIS_TEST_PLATFORM") is None else "")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -8,30 +9,20 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 from jaxtyping import install_import_hook
 
 # The structs stay out of the hook: it would check them inside JAX's tree functions, where leaves are placeholders.
-_CHECKED = [
-    "association",
-    "convert",
-    "masks",
-    "models",
-    "ops",
-    "scores",
-    "segmenter",
-    "text",
-    "tokenizer",
-    "video_state",
-    "frame_store",
-]
-install_import_hook([f"clipvis_jax.{name}" for name in _CHECKED], "beartype.beartype")
+_UNCHECKED = {"structs", "cli"}
+_MODULES = {
+    path.stem for path in (Path(__file__).parent.parent / "clipvis_jax").iterdir() if path.suffix in ("", ".py")
+}
+install_import_hook(
+    [f"clipvis_jax.{name}" for name in sorted(_MODULES - _UNCHECKED) if not name.startswith("__pycache__")],
+    "beartype.beartype",
+)
 
 import functools
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-
-jax.config.update("jax_numpy_rank_promotion", "allow")
 
 GOLDENS = Path(__file__).parent / "goldens"
 FAMILIES = ("rn", "convnext")

@@ -1,14 +1,19 @@
 """Association, scores and results of the tiny models against the authors' code."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import golden
+from scipy.special import softmax
 from tiny import TOP_K, class_names, clip_frames, golden_results, mask_iou, tiny_segmenter
 
 from clipvis_jax.association import AssociationConfig, associate
 from clipvis_jax.masks import decode_rle
 
-SCORE_TOLERANCE = 1e-4
+SCORE_TOLERANCE = 1e-5
 
 
 def permutations(embeds, config):
@@ -27,6 +32,49 @@ def test_tracker(case):
     np.testing.assert_array_equal(permutations(embeds, top_k), tracker[f"c{case}_perms"])
     previous = AssociationConfig("previous")
     np.testing.assert_array_equal(permutations(embeds, previous), tracker[f"c{case}_perms_prev"])
+
+
+@functools.cache
+def windows(family):
+    """Run our network over the clip; return the predictions and the class logits of every frame, in raw order."""
+    segmenter = tiny_segmenter(family, window=1)
+    model = segmenter.model
+
+    @jax.jit
+    def logits_of(frame, classifier, valid):
+        features = model.extract_features(segmenter.clip_vars, frame, valid)
+        pixels = model.decode_pixels(segmenter.params, features)
+        prediction = model.decode_queries(segmenter.params, pixels)[-1]
+        return model.classify_masks(segmenter.clip_vars, features, pixels, prediction, classifier)[0]
+
+    predictions, logits = [], []
+    with segmenter.start(class_names()) as state:
+        for frame in clip_frames():
+            predictions.append(segmenter._predict_one(state, frame))
+            padded, valid = jnp.asarray(segmenter._prepare(state, frame))[None], jnp.array(state.resizer.valid_size)
+            logits.append(np.asarray(logits_of(padded, state.classifier, valid))[:, : len(class_names())])
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *predictions), np.stack(logits)
+
+
+def test_permutations_from_our_own_embeddings(family):
+    orders = permutations(windows(family)[0].query_embed, AssociationConfig())
+    np.testing.assert_array_equal(orders, golden(f"tiny_{family}_video")["perms"])
+
+
+def test_per_frame_predictions_of_the_tracks(family):
+    video = golden(f"tiny_{family}_video")
+    predictions, logits = windows(family)
+    perms = video["perms"]
+    tracked = np.take_along_axis(logits, perms[..., None], axis=1)
+    expected = video["class_logits"]
+    assert np.abs(tracked - expected).max() <= 1e-4 * np.abs(expected).max()
+    objects = np.take_along_axis(predictions.object_logits, perms[..., None], axis=1)
+    expected = video["track_object_logits"].swapaxes(0, 1)
+    assert np.abs(objects - expected).max() <= 1e-4 * np.abs(expected).max()
+    ious = np.take_along_axis(predictions.iou, perms, axis=1)
+    np.testing.assert_allclose(ious, video["track_ious"][..., 0].T, atol=1e-4)
+    probs = np.take_along_axis(predictions.class_probs, perms[..., None], axis=1)[..., : len(class_names())]
+    np.testing.assert_allclose(probs, softmax(video["class_logits"], axis=-1), atol=1e-4)
 
 
 def test_permutations_of_the_clip(family):

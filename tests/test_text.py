@@ -13,7 +13,7 @@ from conftest import golden
 from jaxtyping import Array
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.models.text_classifier import TextClassifier, class_logits
+from clipvis_jax.models.text_classifier import TextClassifier, score_classes
 from clipvis_jax.text import (
     BATCH_SIZE,
     LENGTH_MULTIPLE,
@@ -147,7 +147,7 @@ def test_logits_are_those_of_the_authors_code(family: str) -> None:
     counts = golden("tiny_inputs")["num_templates"].tolist()
     classifier = make_text_classifier(arrays["text_classifier"], counts)
     scale = jnp.minimum(jnp.exp(arrays["logit_scale"]), 100.0)
-    logits = np.asarray(class_logits(classifier, jnp.asarray(arrays["pooled_visual"]), scale))
+    logits = np.asarray(score_classes(classifier, jnp.asarray(arrays["pooled_visual"]), scale))
 
     expected = arrays["class_logits_before_zeroing"]
     compared = ~arrays["empty_res5"] if family == "rn" else np.ones(expected.shape[:2], bool)
@@ -166,7 +166,7 @@ def test_logits_match_a_loop_over_classes() -> None:
     cosines = visual / np.linalg.norm(visual, axis=1, keepdims=True) @ embeddings.T
     starts = np.cumsum([0, *counts])
     expected = [cosines[:, a:b].max(axis=1) for a, b in itertools.pairwise(starts)]
-    logits = class_logits(make_text_classifier(embeddings, counts), jnp.asarray(visual), 50.0)
+    logits = score_classes(make_text_classifier(embeddings, counts), jnp.asarray(visual), 50.0)
     np.testing.assert_allclose(logits[:, :90], 50 * np.stack(expected, axis=1), atol=1e-4)
 
 
@@ -175,14 +175,14 @@ def test_softmax_is_over_the_real_classes_only(num_classes: int) -> None:
     # The visual embedding points away from all texts: the zeros of a padding row would win.
     embeddings = np.tile(np.eye(1, 8, dtype=np.float32), (num_classes, 1))
     classifier = make_text_classifier(embeddings, [1] * num_classes)
-    probs = np.asarray(jax.nn.softmax(class_logits(classifier, -jnp.eye(1, 8), 100.0)))
+    probs = np.asarray(jax.nn.softmax(score_classes(classifier, -jnp.eye(1, 8), 100.0)))
     np.testing.assert_allclose(probs[0, :num_classes], 1 / num_classes, rtol=1e-5)
     assert (probs[0, num_classes:] == 0).all()
 
 
 def test_visual_of_zeros_is_undecided() -> None:
     classifier = make_text_classifier(np.eye(4, 8, dtype=np.float32), [1] * 4)
-    probs = jax.nn.softmax(class_logits(classifier, jnp.zeros((2, 3, 8)), 100.0))
+    probs = jax.nn.softmax(score_classes(classifier, jnp.zeros((2, 3, 8)), 100.0))
     np.testing.assert_array_equal(probs[..., :4], np.full((2, 3, 4), 0.25, np.float32))
 
 
@@ -190,9 +190,9 @@ def test_logits_of_half_precision_visuals_are_float32() -> None:
     rng = np.random.default_rng(2)
     visual = jnp.asarray(rng.normal(size=(3, 8)), jnp.bfloat16)
     classifier = make_text_classifier(np.eye(4, 8, dtype=np.float32), [1] * 4)
-    logits = class_logits(classifier, visual, 100.0)
+    logits = score_classes(classifier, visual, 100.0)
     assert logits.dtype == jnp.float32
-    np.testing.assert_array_equal(logits, class_logits(classifier, visual.astype(jnp.float32), 100.0))
+    np.testing.assert_array_equal(logits, score_classes(classifier, visual.astype(jnp.float32), 100.0))
 
 
 def test_vocabularies_of_similar_size_share_a_compilation() -> None:
@@ -201,7 +201,7 @@ def test_vocabularies_of_similar_size_share_a_compilation() -> None:
     @jax.jit
     def logits(classifier: TextClassifier, visual: Array) -> Array:
         compilations.append(classifier.embeddings.shape)
-        return class_logits(classifier, visual, 100.0)
+        return score_classes(classifier, visual, 100.0)
 
     for counts in ([1, 2], [1] * 128, [3] * 40, [1] * 129):
         logits(make_text_classifier(np.ones((sum(counts), 8), np.float32), counts), jnp.ones((2, 8)))
@@ -263,7 +263,7 @@ def test_5000_classes(encode: Callable[..., TextClassifier]) -> None:
     names = [f"c{i}, s{i}" for i in range(5000)]
     classifier = encode(names, templates=["a {}"], batch_size=1000)
     assert classifier.embeddings.shape == (10_112, EMBED_DIM)
-    probs = jax.nn.softmax(class_logits(classifier, classifier.embeddings[9998:9999], 100.0))
+    probs = jax.nn.softmax(score_classes(classifier, classifier.embeddings[9998:9999], 100.0))
     assert int(probs.argmax()) == 4999
 
 

@@ -35,7 +35,7 @@ class ConvNextConfig:
 class DepthwiseConv(nn.Module):
     """Depthwise convolution with zero padding, as a sum of shifted products.
 
-    XLA fuses the sum into one pass; on a CPU that is 15 to 35 times faster than its grouped convolution.
+    XLA fuses the sum into one pass; on a CPU that is 9 to 36 times faster than its grouped convolution.
     """
 
     kernel_size: int
@@ -46,14 +46,13 @@ class DepthwiseConv(nn.Module):
         size, (_, height, width, channels) = self.kernel_size, x.shape
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (size, size, 1, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         margin = (size // 2, size // 2)
-        padded = jnp.pad(x, ((0, 0), margin, margin, (0, 0)))
+        padded = jnp.pad(x.astype(jnp.float32), ((0, 0), margin, margin, (0, 0)))
         y = jnp.broadcast_to(bias, x.shape)
         for dy in range(size):
             for dx in range(size):
                 y += padded[:, dy : dy + height, dx : dx + width] * kernel[dy, dx, 0]
-        return y
+        return y.astype(self.dtype)
 
 
 class ConvNextBlock(nn.Module):

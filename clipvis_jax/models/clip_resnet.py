@@ -50,7 +50,7 @@ class FrozenBatchNorm(nn.Module):
         mean = self.param("mean", nn.initializers.zeros, shape)
         var = self.param("var", nn.initializers.ones, shape)
         factor = scale * jax.lax.rsqrt(var + 1e-5)
-        return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
+        return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
 
 
 def _avg_pool(x: Float[Array, "b h w c"], stride: int) -> Float[Array, "b h2 w2 c"]:
@@ -148,7 +148,8 @@ class MaskedAttentionPool(nn.Module):
         key = dense(channels, "key")(pixels).reshape(batch, height * width, heads, -1)
         value = dense(channels, "value")(pixels).reshape(batch, height * width, heads, -1)
 
-        scores = jnp.einsum("bhd,bnhd->bhn", query, key).astype(jnp.float32) / np.sqrt(self.config.head_dim)
+        scores = jnp.einsum("bhd,bnhd->bhn", query, key, preferred_element_type=jnp.float32)
+        scores = scores / np.float32(np.sqrt(self.config.head_dim))
         keep = masks.reshape(batch, -1, 1, height * width)
         weights = jnp.where(keep, scores[:, None], -jnp.inf)
         weights = jnp.exp(weights - jnp.max(weights, axis=-1, keepdims=True, where=keep, initial=-1e30))

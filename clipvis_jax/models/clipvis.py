@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from clipvis_jax.models.clip_resnet import MaskedAttentionPool, ResNetConfig, Re
 from clipvis_jax.models.clip_text import TextConfig, TextEncoder
 from clipvis_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoder, QueryDecoderConfig, mask_logits_from
-from clipvis_jax.models.text_classifier import TextClassifier, class_logits
+from clipvis_jax.models.text_classifier import TextClassifier, score_classes
 from clipvis_jax.structs import ClipFeatures, FramePredictions, PixelFeatures, QueryPrediction
 
 PIXEL_MEAN = np.array([122.7709383, 116.7460125, 104.09373615], np.float32)
@@ -37,10 +38,6 @@ class ClipVisConfig:
     text: TextConfig = TextConfig()
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     query_decoder: QueryDecoderConfig = QueryDecoderConfig()
-
-
-def _apply(module: nn.Module, variables: Variables, *inputs: Any) -> Any:
-    return module.apply({"params": variables}, *inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +108,14 @@ class ClipVis:
         query_decoder = self.query_decoder.init(query_key, pixel_features)
         return {"pixel_decoder": pixel_decoder["params"], "query_decoder": query_decoder["params"]}
 
+    def _apply(self, module: nn.Module, variables: Variables, *inputs: Any) -> Any:
+        with self._precision():
+            return module.apply({"params": variables}, *inputs)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Make float32 mean float32, also on devices whose default is to multiply with fewer bits."""
+        return jax.default_matmul_precision("float32" if jnp.dtype(self.dtype) == jnp.float32 else "default")
+
     def extract_features(
         self, clip_vars: Variables, frames_u8: UInt8[Array, "b h w 3"], valid_size: Int[Array, " 2"]
     ) -> ClipFeatures:
@@ -124,19 +129,19 @@ class ClipVis:
         columns = jnp.arange(frames_u8.shape[2])[None, :] < valid_size[1]
         image = (frames_u8.astype(jnp.float32) - PIXEL_MEAN) / PIXEL_STD
         image = jnp.where((rows & columns)[..., None], image, 0)
-        return _apply(self.trunk, clip_vars["trunk"], image)
+        return self._apply(self.trunk, clip_vars["trunk"], image)
 
     def decode_pixels(self, params: Variables, features: ClipFeatures) -> PixelFeatures:
         """Run the pixel decoder."""
-        return _apply(self.pixel_decoder, params["pixel_decoder"], features)
+        return self._apply(self.pixel_decoder, params["pixel_decoder"], features)
 
     def decode_queries(self, params: Variables, features: PixelFeatures) -> tuple[QueryPrediction, ...]:
         """Run the query decoder; the last prediction is the result."""
-        return _apply(self.query_decoder, params["query_decoder"], features)
+        return self._apply(self.query_decoder, params["query_decoder"], features)
 
     def encode_text(self, clip_vars: Variables, tokens: Int[Array, "b n"]) -> Float[Array, "b e"]:
         """Encode token ids; embeddings are not normalised."""
-        return _apply(self.text_encoder, clip_vars["text"], tokens).astype(jnp.float32)
+        return self._apply(self.text_encoder, clip_vars["text"], tokens).astype(jnp.float32)
 
     def classify_masks(
         self,
@@ -146,21 +151,21 @@ class ClipVis:
         prediction: QueryPrediction,
         classifier: TextClassifier,
     ) -> Float[Array, "b q c"]:
-        """Name every query's mask: class probabilities from CLIP's dense feature pooled over the mask.
+        """Name every query's mask: class logits from CLIP's dense feature pooled over the mask.
 
-        Source: CLIP-VIS, section III-D (open-vocabulary classification).
+        Classes beyond the vocabulary's have -inf. Source: CLIP-VIS, section III-D.
         """
         height, width = features.res5.shape[1:3]
         small = ops.resize_bilinear(pixel_features.mask_features, (height, width))
         masks = mask_logits_from(prediction.mask_embed, small) > 0
-        visual = _apply(self.visual_head, clip_vars["visual_head"], features.res5, masks)
+        visual = self._apply(self.visual_head, clip_vars["visual_head"], features.res5, masks)
         scale = jnp.minimum(jnp.exp(clip_vars["logit_scale"]), 100.0)
-        logits = class_logits(classifier, visual, scale)
+        logits = score_classes(classifier, visual, scale)
         if isinstance(self.config.backbone, ResNetConfig):
             # Matches the authors' code: an empty mask leaves the ResNet models undecided between all classes.
             empty = ~jnp.any(masks, axis=(2, 3))[..., None]
             logits = jnp.where(empty & jnp.isfinite(logits), 0, logits)
-        return jax.nn.softmax(logits, axis=-1)
+        return logits
 
     def predict_frames(
         self,
@@ -181,20 +186,18 @@ class ClipVis:
             frames_u8: Resized RGB frames, padded at the right and bottom to a multiple of 32.
             valid_size: Height and width before padding.
         """
-        # float32 means float32, also on devices whose default is to multiply with fewer bits.
-        with jax.default_matmul_precision("float32" if jnp.dtype(self.dtype) == jnp.float32 else "default"):
-            features = self.extract_features(clip_vars, frames_u8, valid_size)
-            pixel_features = self.decode_pixels(params, features)
-            prediction = self.decode_queries(params, pixel_features)[-1]
-            mask_logits = mask_logits_from(prediction.mask_embed, pixel_features.mask_features)
-            class_probs = self.classify_masks(clip_vars, features, pixel_features, prediction, classifier)
-            positive = mask_logits > 0
-            return FramePredictions(
-                object_logits=prediction.object_logits,
-                iou=prediction.iou,
-                query_embed=prediction.query_embed,
-                class_probs=class_probs,
-                mask_logits=mask_logits,
-                mask_area=jnp.sum(positive, axis=(2, 3), dtype=jnp.float32),
-                mask_prob_sum=jnp.sum(jnp.where(positive, jax.nn.sigmoid(mask_logits), 0), axis=(2, 3)),
-            )
+        features = self.extract_features(clip_vars, frames_u8, valid_size)
+        pixel_features = self.decode_pixels(params, features)
+        prediction = self.decode_queries(params, pixel_features)[-1]
+        mask_logits = mask_logits_from(prediction.mask_embed, pixel_features.mask_features)
+        class_logits = self.classify_masks(clip_vars, features, pixel_features, prediction, classifier)
+        positive = mask_logits > 0
+        return FramePredictions(
+            object_logits=prediction.object_logits,
+            iou=prediction.iou,
+            query_embed=prediction.query_embed,
+            class_probs=jax.nn.softmax(class_logits, axis=-1),
+            mask_logits=mask_logits,
+            mask_area=jnp.sum(positive, axis=(2, 3), dtype=jnp.float32),
+            mask_prob_sum=jnp.sum(jnp.where(positive, jax.nn.sigmoid(mask_logits), 0), axis=(2, 3)),
+        )

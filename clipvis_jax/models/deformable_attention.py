@@ -59,7 +59,7 @@ def sample_levels(
     table = values.reshape(-1, head_dim)
     batch_start = jnp.arange(batch)[:, None, None, None] * values.shape[1]
     head = jnp.arange(heads)[None, None, :, None]
-    output = jnp.zeros((*points_px.shape[:3], head_dim), values.dtype)
+    output = jnp.zeros((*points_px.shape[:3], head_dim), jnp.float32)
     level_start = 0
     for level, (height, width) in enumerate(level_shapes):
         x, y = points_px[:, :, :, level, :, 0], points_px[:, :, :, level, :, 1]
@@ -69,15 +69,15 @@ def sample_levels(
                 column, row = left + dx, top + dy
                 inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
                 weight = weights[:, :, :, level] * (1 - jnp.abs(x - column)) * (1 - jnp.abs(y - row))
-                weight = jnp.where(inside, weight, 0).astype(values.dtype)
+                weight = jnp.where(inside, weight, 0)
                 column = jnp.clip(column, 0, width - 1).astype(jnp.int32)
                 row = jnp.clip(row, 0, height - 1).astype(jnp.int32)
                 index = (batch_start + level_start + row * width + column) * heads + head
                 for point in range(points_px.shape[4]):
                     rows = table.at[index[..., point]].get(mode="promise_in_bounds")
-                    output += rows * weight[..., point, None]
+                    output += rows.astype(jnp.float32) * weight[..., point, None]
         level_start += height * width
-    return output
+    return output.astype(values.dtype)
 
 
 class DeformableAttention(nn.Module):
@@ -105,13 +105,18 @@ class DeformableAttention(nn.Module):
         offsets_px = nn.Dense(
             2 * num_samples,
             dtype=jnp.float32,
+            precision=jax.lax.Precision.HIGHEST,
             kernel_init=nn.initializers.zeros,
             bias_init=lambda key, shape, dtype: jnp.asarray(bias, dtype),
             name="offsets",
         )(query).reshape(*shape, 2)
-        weights = nn.Dense(num_samples, dtype=jnp.float32, kernel_init=nn.initializers.zeros, name="weights")(
-            query
-        ).reshape(*shape[:3], -1)
+        weights = nn.Dense(
+            num_samples,
+            dtype=jnp.float32,
+            precision=jax.lax.Precision.HIGHEST,
+            kernel_init=nn.initializers.zeros,
+            name="weights",
+        )(query).reshape(*shape[:3], -1)
         weights = jax.nn.softmax(weights, axis=-1).reshape(shape)
 
         size = np.array([(width, height) for height, width in level_shapes], np.float32)

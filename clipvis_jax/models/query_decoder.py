@@ -35,7 +35,14 @@ def mask_logits_from(
     mask_embed: Float[Array, "b q d"], mask_features: Float[Array, "b h w d"]
 ) -> Float[Array, "b q h w"]:
     """Multiply mask embeddings with mask features of any size."""
-    return jnp.einsum("bqd,bhwd->bqhw", mask_embed, mask_features, preferred_element_type=jnp.float32)
+    # In float32 in any case: a sign decides here, and attention masks hang on it.
+    return jnp.einsum(
+        "bqd,bhwd->bqhw",
+        mask_embed,
+        mask_features,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
 
 
 class QueryDecoderLayer(nn.Module):

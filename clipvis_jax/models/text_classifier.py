@@ -24,7 +24,7 @@ class TextClassifier:
     num_classes: Int32[Array, ""]
 
 
-def class_logits(
+def score_classes(
     classifier: TextClassifier, visual: Float[Array, "... e"], logit_scale: Float[Array, ""] | float
 ) -> Float[Array, "... c"]:
     """Score visual embeddings against every class: scaled cosine to the class's closest synonym.
