@@ -5,8 +5,45 @@
 >>> result = segmenter.predict("clip.mp4", classes=["dog, puppy", "kettle"])
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from clipvis_jax.errors import InputError
 from clipvis_jax.loading import load
 from clipvis_jax.version import __version__
 
-__all__ = ["InputError", "__version__", "load"]
+if TYPE_CHECKING:
+    from clipvis_jax.association import AssociationConfig
+    from clipvis_jax.results import LiveTrack, Track, VideoResult
+    from clipvis_jax.scores import ScoreConfig
+    from clipvis_jax.segmenter import InferenceConfig, Segmenter
+
+__all__ = [
+    "AssociationConfig",
+    "InferenceConfig",
+    "InputError",
+    "LiveTrack",
+    "ScoreConfig",
+    "Segmenter",
+    "Track",
+    "VideoResult",
+    "__version__",
+    "load",
+]
+
+# Imported when asked for: JAX takes seconds, and `clipvis --help` should not.
+_HOMES = {
+    "AssociationConfig": "association",
+    "InferenceConfig": "segmenter",
+    "LiveTrack": "results",
+    "ScoreConfig": "scores",
+    "Segmenter": "segmenter",
+    "Track": "results",
+    "VideoResult": "results",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'clipvis_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"clipvis_jax.{_HOMES[name]}"), name)
