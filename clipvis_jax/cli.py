@@ -10,7 +10,7 @@ from _thread import interrupt_main
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import current_thread, main_thread
+from threading import Timer, current_thread, main_thread
 from typing import Annotated, Literal
 
 import tyro
@@ -289,8 +289,9 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        # Ctrl-C came inside a callback (JAX has many while it compiles), where Python drops exceptions: once more.
-        interrupt_main()
+        # Ctrl-C came inside a callback, of which JAX has many while it compiles. Python drops exceptions there, so
+        # it has to come once more, a little later.
+        Timer(0.01, interrupt_main).start()
     elif str(unraisable.exc_value) != "Event loop is closed":
         # That one is tensorstore's, for every array that it had begun when another one failed.
         sys.__unraisablehook__(unraisable)

@@ -75,6 +75,7 @@ def from_state_dict(
         params = jax.tree.map(np.asarray, jax.jit(model.init_decoders)(key))
     ignored = re.compile("|".join(IGNORED))
     problems += [f"{key} is not used" for key in state_dict if key not in used and not ignored.fullmatch(key)]
+    problems = list(dict.fromkeys(problems))  # query, key and value of an attention are one entry
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise InputError(f"{source}: {len(problems)} entries do not fit the model: {shown}")
@@ -107,7 +108,7 @@ def _fill(
             problems.append(f"{entry.key} is missing")
             return np.zeros(leaf.shape, np.float32)
         array = state_dict[entry.key]
-        if entry.part is not None and array.shape[0] % 3 == 0:
+        if entry.part is not None and array.ndim > 0 and array.shape[0] % 3 == 0:
             array = np.split(array, 3)[entry.part]
         expected = entry.to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
         if array.shape != expected:

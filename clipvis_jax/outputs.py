@@ -1,11 +1,12 @@
 """What ``clipvis predict`` writes and prints: tracks, overlay, summary."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -42,8 +43,8 @@ def output_folder(path: Path) -> Iterator[Path]:
     try:
         yield prepare_output_dir(path)
     except BaseException:
-        with suppress(OSError):
-            for folder in made:
+        for folder in made:
+            with suppress(OSError):
                 folder.rmdir()
         raise
 
@@ -75,20 +76,20 @@ def write_results(
     # The temporary file of the tracks gets its name last, after the overlay is in place.
     with atomic_path(tracks) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(tracks_to_json(result, source, selection), file)
+            write_tracks(file, result, source, selection)
         if overlay:
             written.append(overlay_path(folder, source))
             write_overlay(written[-1], result, source, selection, show_progress=show_progress)
     return written
 
 
-def tracks_to_json(result: VideoResult, source: FrameSource, selection: FrameSelection) -> dict[str, Any]:
-    """Describe a result as JSON.
+def write_tracks(file: TextIO, result: VideoResult, source: FrameSource, selection: FrameSelection) -> None:
+    """Write the tracks as JSON.
 
     ``results`` is a list of YouTube-VIS results with ``category_name`` and ``track_id`` added; ``categories`` and
     ``video`` say what their ids and frames are.
     """
-    return {
+    head = {
         "info": {"creator": f"clipvis_jax {__version__}", "format": "YouTube-VIS results"},
         "video": {
             "id": 1,
@@ -103,11 +104,14 @@ def tracks_to_json(result: VideoResult, source: FrameSource, selection: FrameSel
             {"id": index, "name": name, "synonyms": list(parse_synonyms(name))}
             for index, name in enumerate(result.class_names, start=1)
         ],
-        "results": [
-            record | {"category_name": track.class_name, "track_id": track.track_id}
-            for record, track in zip(result.to_ytvis(video_id=1), result.tracks, strict=True)
-        ],
     }
+    # Track by track: the masks of all need not fit into memory.
+    file.write(json.dumps(head)[:-1] + ', "results": [')
+    for position, track in enumerate(result.tracks):
+        (record,) = dataclasses.replace(result, tracks=[track]).to_ytvis(video_id=1)
+        record |= {"category_name": track.class_name, "track_id": track.track_id}
+        file.write((",\n" if position > 0 else "\n") + json.dumps(record))
+    file.write("\n]}\n")
 
 
 def write_overlay(

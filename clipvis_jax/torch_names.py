@@ -7,6 +7,7 @@ open_clip's names, and ``sem_seg_head.*`` for the decoders.
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -196,7 +197,7 @@ def _attention_entry(key: str, name: str, leaf: str) -> TorchEntry:
     return TorchEntry(f"{stem}weight", np.transpose, np.transpose, part)
 
 
-def leaf_paths(tree: Variables) -> dict[str, jax.ShapeDtypeStruct]:
+def leaf_paths(tree: Variables) -> dict[str, Any]:
     """Flatten a tree of variables to ``path -> leaf``."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}

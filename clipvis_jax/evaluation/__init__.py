@@ -1,0 +1,20 @@
+"""Scores of results against ground truth, by the official protocols (numpy)."""
+
+from clipvis_jax.evaluation.diagnostics import evaluate_class_agnostic, evaluate_classification
+from clipvis_jax.evaluation.inputs import load_ground_truth, load_results, parse_ground_truth, parse_results
+from clipvis_jax.evaluation.protocols import PROTOCOLS, Protocol
+from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate
+
+__all__ = [
+    "ABSENT",
+    "PROTOCOLS",
+    "Protocol",
+    "VideoMetrics",
+    "evaluate",
+    "evaluate_class_agnostic",
+    "evaluate_classification",
+    "load_ground_truth",
+    "load_results",
+    "parse_ground_truth",
+    "parse_results",
+]

@@ -1,0 +1,77 @@
+"""Scores that tell where results are weak: the tracks themselves, or the names they are given."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result
+from clipvis_jax.evaluation.protocols import Protocol
+from clipvis_jax.evaluation.video_ap import VideoMetrics, evaluate, track_overlaps
+
+
+def evaluate_class_agnostic(
+    ground_truth: GroundTruth, results: Sequence[Result], protocol: Protocol, *, show_progress: bool = False
+) -> VideoMetrics:
+    """Score the tracks without regard to class, as if all classes were one.
+
+    Results of a video with the very same masks, which are one track under several classes, count once, with their
+    best score. The metrics have one class, of id 1, and no groups.
+    """
+    best: dict[tuple[int, tuple[str | None, ...]], Result] = {}
+    for result in results:
+        key = result.video_id, tuple(result.track.counts)
+        if key not in best or best[key].score < result.score:
+            best[key] = result
+    return evaluate(
+        dataclasses.replace(
+            ground_truth,
+            categories={1: {"id": 1, "name": "any"}},
+            annotations=[dataclasses.replace(annotation, category_id=1) for annotation in ground_truth.annotations],
+        ),
+        [dataclasses.replace(result, category_id=1) for result in best.values()],
+        dataclasses.replace(protocol, groups={}),
+        show_progress=show_progress,
+    )
+
+
+def evaluate_classification(
+    ground_truth: GroundTruth,
+    results: Sequence[Result],
+    protocol: Protocol,
+    *,
+    min_overlap: float = 0.5,
+    show_progress: bool = False,
+) -> VideoMetrics:
+    """Score the classes as if the masks were perfect: how well are instances named once they are found?
+
+    Each result takes the masks of the annotation that it overlaps most, of any class; results that overlap none by
+    at least `min_overlap` are left out, and so are annotations that no result overlaps. Of several results with the
+    same class on the same annotation, the best counts.
+    """
+    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
+    for annotation in ground_truth.annotations:
+        annotations_of[annotation.video_id].append(annotation)
+    results_of: dict[int, list[Result]] = defaultdict(list)
+    for result in results:
+        if result.video_id in annotations_of:
+            results_of[result.video_id].append(result)
+    best: dict[tuple[int, int], Result] = {}
+    for video_id, found in tqdm(results_of.items(), "overlaps", unit="video", disable=not show_progress):
+        overlap = track_overlaps(found, annotations_of[video_id], ground_truth.videos[video_id])
+        for result, nearest, value in zip(found, overlap.argmax(axis=1), overlap.max(axis=1), strict=True):
+            annotation = annotations_of[video_id][nearest]
+            key = annotation.id, result.category_id
+            if value >= min_overlap and (key not in best or best[key].score < result.score):
+                best[key] = dataclasses.replace(result, track=annotation.track)
+    found_ids = {annotation_id for annotation_id, _ in best}
+    return evaluate(
+        dataclasses.replace(
+            ground_truth,
+            annotations=[annotation for annotation in ground_truth.annotations if annotation.id in found_ids],
+        ),
+        list(best.values()),
+        protocol,
+        show_progress=show_progress,
+    )

@@ -1,0 +1,320 @@
+"""Ground truth and results in YouTube-VIS format, checked and ready to be scored."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from clipvis_jax.errors import InputError
+from clipvis_jax.evaluation.records import field, finite, integer_field, list_field, load_json, number_field, show
+from clipvis_jax.evaluation.rle import measure, to_counts
+
+_MAX_SIDE = 2**15
+"""Longest side of a video in pixels; pycocotools counts the pixels of a frame with 32 bits."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Video:
+    """Size in pixels and number of frames of a video."""
+
+    id: int
+    height: int
+    width: int
+    length: int
+
+    @property
+    def size(self) -> list[int]:
+        """Height and width."""
+        return [self.height, self.width]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MaskTrack:
+    """The masks of one instance in all frames of its video.
+
+    ``counts`` are compressed run lengths, None where there is no mask; ``areas`` are in pixels. ``mean_area`` is over
+    frames with a mask that is not empty. Frames where ``counted`` is False take no part in the overlap with masks
+    (compatible mode only, see `parse_results`).
+    """
+
+    counts: list[str | None]
+    areas: Int[np.ndarray, " t"]
+    counted: Bool[np.ndarray, " t"]
+    mean_area: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Annotation:
+    """A true instance. ``areas`` are those of the file, which need not agree with the masks; None if it has none."""
+
+    id: int
+    video_id: int
+    category_id: int
+    is_crowd: bool
+    areas: list[float | None] | None
+    track: MaskTrack
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """A predicted instance under one class; ``score`` is any finite number."""
+
+    video_id: int
+    category_id: int
+    score: float
+    track: MaskTrack
+
+
+@dataclasses.dataclass(frozen=True)
+class GroundTruth:
+    """True instances of a set of videos. ``categories`` are the file's records by id; ``source`` names the file."""
+
+    source: str
+    videos: dict[int, Video]
+    categories: dict[int, Mapping[str, Any]]
+    annotations: list[Annotation]
+
+
+def load_ground_truth(path: str | Path) -> GroundTruth:
+    """Read annotations in YouTube-VIS format (YouTube-VIS, OVIS, LV-VIS, converted BURST, your own).
+
+    Raises:
+        InputError: See `parse_ground_truth`; or the file cannot be read.
+    """
+    return parse_ground_truth(load_json(path), source=str(path))
+
+
+def parse_ground_truth(data: Any, source: str = "ground truth") -> GroundTruth:
+    """Check annotations in YouTube-VIS format.
+
+    A video needs ``id``, ``height``, ``width`` and ``length`` (or ``file_names``), a category ``id``, an annotation
+    ``id``, ``video_id``, ``category_id`` and ``segmentations``; ``iscrowd`` is 0 and ``areas`` follow from the masks
+    where they are missing. Masks may be polygons, run lengths or compressed run lengths, frame by frame.
+
+    Args:
+        data: The content of the JSON file.
+        source: What messages call it.
+
+    Raises:
+        InputError: A record or field is missing or wrong, an id appears twice or refers to nothing, a mask differs
+            in size from its video or a track in length.
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(f"{source}: is not an object with 'videos', 'categories' and 'annotations'")
+    if "videos" not in data:
+        hint = "looks like a COCO image file" if "images" in data else "is not in YouTube-VIS format"
+        raise InputError(f"{source}: has no 'videos' ({hint}); give annotations in YouTube-VIS format")
+    if data.get("annotations") is None:
+        raise InputError(f"{source}: has no 'annotations', as files of test sets; scores need ground truth")
+    videos = {
+        number: _parse_video(record, number, where)
+        for number, where, record in _numbered(field(data, "videos", f"{source}:"), f"{source}: videos")
+    }
+    categories = {
+        number: record
+        for number, _, record in _numbered(field(data, "categories", f"{source}:"), f"{source}: categories")
+    }
+    annotations, pending = [], []
+    for number, where, record in _numbered(data["annotations"], f"{source}: annotations"):
+        video, category_id = _references(record, where, videos, categories, source)
+        segmentations = list_field(record, "segmentations", where)
+        pending.append(_Pending(where, video, segmentations))
+        is_crowd = bool(record.get("iscrowd", False))
+        annotations.append((number, video.id, category_id, is_crowd, _parse_areas(record, where, video.length)))
+    tracks = _read_tracks(pending, compatible=False)
+    return GroundTruth(
+        source,
+        videos,
+        categories,
+        [Annotation(*fields, track) for fields, track in zip(annotations, tracks, strict=True)],
+    )
+
+
+def load_results(path: str | Path, ground_truth: GroundTruth, *, compatible: bool = False) -> list[Result]:
+    """Read results: a YouTube-VIS results file, or the tracks.json of ``clipvis predict``.
+
+    Raises:
+        InputError: See `parse_results`; or the file cannot be read; or it says itself which class an id means
+            (tracks.json does), and the ground truth says otherwise.
+    """
+    data = load_json(path)
+    if isinstance(data, Mapping):
+        records = field(data, "results", f"{path}:")
+        _check_names(data, ground_truth, str(path))
+    else:
+        records = data
+    return parse_results(records, ground_truth, source=str(path), compatible=compatible)
+
+
+def parse_results(
+    records: Any,
+    ground_truth: GroundTruth,
+    source: str = "results",
+    *,
+    compatible: bool = False,
+) -> list[Result]:
+    """Check results in YouTube-VIS format.
+
+    A record needs ``video_id``, ``category_id``, ``score`` and ``segmentations``, one per frame of the video, each
+    null or a mask.
+
+    Args:
+        records: The content of the JSON file; it may be empty.
+        ground_truth: What the results will be compared with.
+        source: What messages call the results.
+        compatible: Accept what the official code accepts, with its consequences: of a track whose length differs
+            from its video's, only the frames that both have count; a mask of another size leaves its frame out;
+            results of unknown classes are dropped.
+
+    Raises:
+        InputError: A record or field is missing or wrong, a score is not finite, an id refers to nothing, the
+            counts of a mask do not add up to its size; or, unless `compatible`, a length or size differs.
+    """
+    if not isinstance(records, list | tuple):
+        raise InputError(f"{source}: is {show(records)}, not a list of results")
+    results, pending = [], []
+    for index, record in enumerate(records):
+        where = f"{source}: results[{index}]"
+        if compatible and field(record, "category_id", where) not in ground_truth.categories:
+            continue
+        video, category_id = _references(
+            record, where, ground_truth.videos, ground_truth.categories, ground_truth.source
+        )
+        results.append((video.id, category_id, number_field(record, "score", where)))
+        pending.append(_Pending(where, video, list_field(record, "segmentations", where)))
+    tracks = _read_tracks(pending, compatible)
+    return [Result(*fields, track) for fields, track in zip(results, tracks, strict=True)]
+
+
+def _numbered(records: object, where: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """Go through records with an id each: the id, how messages call the record, the record."""
+    if not isinstance(records, list):
+        raise InputError(f"{where} is {show(records)}; a list is needed")
+    seen = set()
+    for index, record in enumerate(records):
+        number = integer_field(record, "id", f"{where}[{index}]")
+        if number in seen:
+            raise InputError(f"{where}[{index}].id is {number}, which an earlier record has already")
+        seen.add(number)
+        yield number, f"{where}[{index}]", record
+
+
+def _parse_video(record: Any, number: int, where: str) -> Video:
+    height, width = (integer_field(record, name, where, 1, _MAX_SIDE) for name in ("height", "width"))
+    if "length" in record or "file_names" not in record:
+        return Video(number, height, width, integer_field(record, "length", where, 1))
+    return Video(number, height, width, len(list_field(record, "file_names", where)))
+
+
+def _references(
+    record: Any,
+    where: str,
+    videos: Mapping[int, Video],
+    categories: Mapping[int, Mapping[str, Any]],
+    source: str,
+) -> tuple[Video, int]:
+    """Look up the video and the category of an annotation or result."""
+    video_id, category_id = (integer_field(record, name, where) for name in ("video_id", "category_id"))
+    if video_id not in videos:
+        raise InputError(f"{where}.video_id is {video_id}; {source} has no such video")
+    if category_id not in categories:
+        raise InputError(f"{where}.category_id is {category_id}; {source} has no such category")
+    return videos[video_id], category_id
+
+
+def _parse_areas(record: Any, where: str, length: int) -> list[float | None] | None:
+    if record.get("areas") is None:
+        return None
+    areas = list_field(record, "areas", where)
+    if len(areas) != length:
+        raise InputError(f"{where}.areas has {len(areas)} numbers for {length} frames")
+    return [None if x is None else finite(x, f"{where}.areas[{t}]") for t, x in enumerate(areas)]
+
+
+def _check_names(data: Mapping[str, Any], ground_truth: GroundTruth, source: str) -> None:
+    """Compare the categories that results bring along with those of the ground truth, where both have names."""
+    for number, where, record in _numbered(data.get("categories", []), f"{source}: categories"):
+        name = ground_truth.categories.get(number, {}).get("name")
+        own = [field(record, "name", where), *(list_field(record, "synonyms", where) if "synonyms" in record else [])]
+        if name is not None and _plain(name) not in map(_plain, own):
+            raise InputError(
+                f"{where}.name is {show(own[0])}, but class {number} of {ground_truth.source} is {show(name)}; "
+                "predict with the ground truth's classes, in the order of their ids, which must count from 1"
+            )
+
+
+def _plain(name: object) -> str:
+    return str(name).replace("_", " ").strip().lower()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Pending:
+    """A track as the file has it; `where` names its record."""
+
+    where: str
+    video: Video
+    segmentations: list[Any]
+
+
+def _read_tracks(pending: Sequence[_Pending], compatible: bool) -> list[MaskTrack]:
+    """Read the masks of many tracks; their areas are measured together, which is much faster than one by one."""
+    read = [_read_masks(track, compatible) for track in pending]
+    areas, totals = measure([counts for frames, _ in read for counts in frames if counts is not None])
+    tracks, start = [], 0
+    for track, (frames, other_sizes) in zip(pending, read, strict=True):
+        present = np.array([counts is not None for counts in frames], bool)
+        stop = start + int(np.count_nonzero(present))
+        frame_areas = np.zeros(len(frames), np.int64)
+        frame_areas[present] = areas[start:stop]
+        pixels = np.full(len(frames), track.video.height * track.video.width)
+        for index, (height, width) in other_sizes.items():
+            pixels[index] = height * width
+        for frame in np.flatnonzero(present)[totals[start:stop] != pixels[present]]:
+            raise InputError(
+                f"{track.where}.segmentations[{frame}].counts (video {track.video.id}) are damaged: they do not "
+                f"describe {pixels[frame]} pixels"
+            )
+        tracks.append(_fit(frames, frame_areas, other_sizes, track.video.length))
+        start = stop
+    return tracks
+
+
+def _read_masks(track: _Pending, compatible: bool) -> tuple[list[str | None], dict[int, list[int]]]:
+    """Return the counts of all frames, and the sizes of masks that do not have their video's."""
+    where, video = f"{track.where}.segmentations", track.video
+    if len(track.segmentations) != video.length and not compatible:
+        raise InputError(
+            f"{where} has {len(track.segmentations)} masks, but video {video.id} has {video.length} frames"
+        )
+    size = video.size
+    frames, other_sizes = [], {}
+    for frame, mask in enumerate(track.segmentations):
+        try:
+            counts, own_size = to_counts(mask, size)
+        except ValueError as error:
+            raise InputError(f"{where}[{frame}] (video {video.id}) {error}") from error
+        if own_size is not size:
+            if not compatible:
+                raise InputError(f"{where}[{frame}].size is {own_size}, but video {video.id} has {size}")
+            other_sizes[frame] = own_size
+        frames.append(counts)
+    return frames, other_sizes
+
+
+def _fit(
+    frames: list[str | None], areas: Int[np.ndarray, " n"], other_sizes: Mapping[int, list[int]], length: int
+) -> MaskTrack:
+    """Bring a track to the length of its video."""
+    visible = areas[areas > 0]
+    # Matches the official code: the mean area is over all frames, also those that the video does not have.
+    mean_area = float(visible.mean()) if len(visible) else 0.0
+    shared = min(len(frames), length)
+    fitted_areas, counted = np.zeros(length, np.int64), np.zeros(length, bool)
+    fitted_areas[:shared] = areas[:shared]
+    counted[:shared] = True
+    counted[[frame for frame in other_sizes if frame < length]] = False
+    counts = [None if frame in other_sizes else text for frame, text in enumerate(frames[:length])]
+    return MaskTrack(counts + [None] * (length - shared), fitted_areas, counted, mean_area)

@@ -1,0 +1,232 @@
+"""What the evaluator reads: every encoding gives the same scores, and what is wrong is named in one line."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from plain_evaluation import HEIGHT, LENGTH, WIDTH, rectangle, score, small_case
+from pycocotools import mask as coco_mask
+
+from clipvis_jax import InputError
+from clipvis_jax.evaluation import (
+    PROTOCOLS,
+    evaluate,
+    load_ground_truth,
+    load_results,
+    parse_ground_truth,
+    parse_results,
+)
+from clipvis_jax.evaluation.rle import measure
+from clipvis_jax.masks import encode_rle
+
+
+def test_areas_and_iscrowd_are_optional():
+    ground_truth, results = small_case()
+    expected = score(ground_truth, results)
+    for annotation in ground_truth["annotations"]:
+        del annotation["areas"], annotation["iscrowd"]
+    for video in ground_truth["videos"]:
+        del video["length"]
+        video["file_names"] = ["x.jpg"] * LENGTH
+    assert score(ground_truth, results).stats == expected.stats
+
+
+def test_all_encodings_are_the_same_mask():
+    ground_truth, results = small_case()
+    expected = score(ground_truth, results).stats
+    for record in [*ground_truth["annotations"], *results]:
+        for frame, mask in enumerate(record["segmentations"]):
+            if mask is not None and frame == 0:
+                flat = coco_mask.decode(mask).ravel(order="F").astype(int)
+                runs = np.diff(np.flatnonzero(np.diff(flat, prepend=1 - flat[0])), append=flat.size).tolist()
+                record["segmentations"][frame] = {
+                    "size": (HEIGHT, WIDTH),
+                    "counts": runs if not flat[0] else [0, *runs],
+                }
+            elif mask is not None:
+                record["segmentations"][frame] = {"size": [24.0, 32.0], "counts": mask["counts"].encode()}
+            else:
+                record["segmentations"][frame] = []
+    # Polygons of less than three points cover nothing.
+    ground_truth["annotations"][0]["segmentations"][2] = [[1, 1, 5, 5]]
+    assert score(ground_truth, results).stats == expected
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def test_reads_tracks_json(tmp_path):
+    ground_truth, results = small_case()
+    truth = parse_ground_truth(ground_truth)
+    names = [{"id": i, "name": name, "synonyms": name.split(", ")} for i, name in ((1, "Cat"), (2, "puppy, dog"))]
+    path = tmp_path / "tracks.json"
+    path.write_text(json.dumps({"info": {}, "categories": names, "results": results}))
+    assert evaluate(truth, load_results(path, truth), PROTOCOLS["ytvis"]).stats["AP"] == pytest.approx(0.6)
+    names[1] |= {"name": "kettle", "synonyms": ["kettle"]}
+    path.write_text(json.dumps({"info": {}, "categories": names, "results": results}))
+    with pytest.raises(InputError, match=r"tracks.json: categories\[1\].name is 'kettle', but class 2 of ground truth"):
+        load_results(path, truth)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"videos": [{"id": 1, "hei', "is not valid JSON .* at character 22 of 26.*cut off"),
+        (b"\xff\xfe{}", "is not a JSON file"),
+        (b"[" * 100_000, "is not a JSON file"),
+        (b'{"images": [], "annotations": [], "categories": []}', "has no 'videos' .looks like a COCO image file"),
+        (b'{"videos": [], "categories": []}', "has no 'annotations', as files of test sets"),
+        (b"[]", "is not an object with 'videos'"),
+    ],
+)
+def test_unusable_files(tmp_path, content, message):
+    path = tmp_path / "truth.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{path}: {message}[^\n]*$"):
+        load_ground_truth(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"nothing.json: cannot be read \(No such file"):
+        load_ground_truth(tmp_path / "nothing.json")
+
+
+def change(path, value):
+    """Return a function that sets (or, without a value, deletes) what a path of keys leads to."""
+
+    def apply(content):
+        *keys, last = path
+        for key in keys:
+            content = content[key]
+        if value is None:
+            del content[last]
+        else:
+            content[last] = value
+
+    return apply
+
+
+OTHER_SIZE = {"size": [32, 24], "counts": "lo5"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["videos", 1, "height"], None, r"videos\[1\] has no 'height'"),
+        (["videos", 1, "height"], "24", r"videos\[1\].height is '24'; a whole number"),
+        (["videos", 1, "height"], 0, r"videos\[1\].height is 0; it must lie between 1 and 32768"),
+        (["videos", 1, "length"], True, r"videos\[1\].length is True; a whole number"),
+        (["videos", 1, "id"], 1, r"videos\[1\].id is 1, which an earlier"),
+        (["videos", 1], 3, r"videos\[1\] is 3; an object with the field 'id'"),
+        (["videos"], {}, r"videos is \{\}; a list"),
+        (["categories"], None, r"has no 'categories'"),
+        (["categories", 2, "id"], 2, r"categories\[2\].id is 2, which an earlier"),
+        (["annotations"], "x" * 200, r"annotations is 'x{56}\.\.\.; a list"),
+        (["annotations", 1, "id"], 1, r"annotations\[1\].id is 1, which an earlier"),
+        (["annotations", 1, "video_id"], 2, r"annotations\[1\].video_id is 2; ground truth has no such video"),
+        (["annotations", 1, "category_id"], 9, r"annotations\[1\].category_id is 9; ground truth has no such"),
+        (["annotations", 1, "segmentations"], None, r"annotations\[1\] has no 'segmentations'"),
+        (["annotations", 1, "segmentations"], [None], r"annotations\[1\].segmentations has 1 masks, but video 7 has 3"),
+        (["annotations", 1, "segmentations", 2], OTHER_SIZE, r"segmentations\[2\].size is \[32, 24\], but video 7 has"),
+        (["annotations", 1, "segmentations", 2], 5, r"segmentations\[2\] \(video 7\) is neither null, polygons nor"),
+        (["annotations", 1, "segmentations", 2, "counts"], [9], r"segmentations\[2\] \(video 7\) counts are not whole"),
+        (["annotations", 1, "segmentations", 2, "counts"], "", r"segmentations\[2\] \(video 7\) counts are neither"),
+        (["annotations", 1, "segmentations", 2, "counts"], "o9", r"segmentations\[2\].counts \(video 7\) are damaged"),
+        (["annotations", 1, "segmentations", 2, "size"], [24], r"\(video 7\) size is \[24\], not \[height, width\]"),
+        (["annotations", 1, "segmentations", 2], [[1, 2, 3]], r"\(video 7\) a polygon has an odd count"),
+        (
+            ["annotations", 1, "segmentations", 2],
+            [[1, 2, 3, 1e9, 5, 5]],
+            r"\(video 7\) a polygon has .* no.* coordinate",
+        ),
+        (["annotations", 1, "segmentations", 2], [1.5, 2], r"\(video 7\) a polygon is not a list of numbers"),
+        (["annotations", 1, "areas"], [1], r"annotations\[1\].areas has 1 numbers for 3 frames"),
+        (["annotations", 1, "areas", 0], float("nan"), r"annotations\[1\].areas\[0\] is nan; a finite number"),
+    ],
+)
+def test_bad_ground_truth(path, value, message):
+    ground_truth, _ = small_case()
+    change(path, value)(ground_truth)
+    with pytest.raises(InputError, match=rf"^ground truth: [^\n]*{message}[^\n]*$"):
+        parse_ground_truth(ground_truth)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ([1], "x", r"results\[1\] is 'x'; an object with the field"),
+        ([1, "score"], None, r"results\[1\] has no 'score'"),
+        ([1, "score"], float("nan"), r"results\[1\].score is nan; a finite number"),
+        ([1, "score"], float("-inf"), r"results\[1\].score is -inf; a finite number"),
+        ([1, "score"], "0.5", r"results\[1\].score is '0.5'; a finite number"),
+        ([1, "video_id"], 5, r"results\[1\].video_id is 5; ground truth has no such video"),
+        ([1, "category_id"], 5, r"results\[1\].category_id is 5; ground truth has no such category"),
+        ([1, "segmentations"], None, r"results\[1\] has no 'segmentations'"),
+        ([1, "segmentations", 0], OTHER_SIZE, r"results\[1\].segmentations\[0\].size is \[32, 24\], but video 7"),
+        ([1, "segmentations", 0, "counts"], "P1", r"results\[1\].segmentations\[0\].counts \(video 7\) are damaged"),
+    ],
+)
+def test_bad_results(path, value, message):
+    ground_truth, results = small_case()
+    change(path, value)(results)
+    with pytest.raises(InputError, match=rf"^results: {message}[^\n]*$"):
+        score(ground_truth, results)
+
+
+def test_results_must_be_a_list(tmp_path):
+    truth = parse_ground_truth(small_case()[0])
+    with pytest.raises(InputError, match="results: is 5, not a list"):
+        parse_results(5, truth)
+    (tmp_path / "r.json").write_text('{"videos": []}')
+    with pytest.raises(InputError, match=r"r\.json: has no 'results'"):
+        load_results(tmp_path / "r.json", truth)
+
+
+def test_protocol_needs_its_fields():
+    ground_truth, results = small_case()
+    del ground_truth["categories"][1]["partition"]
+    with pytest.raises(InputError, match=r"ground truth: category 2 has no 'partition'.*protocol 'lvvis'"):
+        score(ground_truth, results, "lvvis")
+    score(ground_truth, results, "ytvis")
+
+
+# ---------------------------------------------------------------------------------------------------------- masks
+
+
+def test_measured_areas_equal_the_pixels():
+    rng = np.random.default_rng(0)
+    masks = [rng.random((13, 17)) < share for share in rng.random(300)] + [np.ones((13, 17)), np.zeros((13, 17))]
+    wide = np.zeros((300, 400), bool)
+    wide[150:, 20:390] = True  # numbers of several characters
+    areas, totals = measure([encode_rle(np.asarray(mask, bool))["counts"] for mask in [*masks, wide]])
+    assert areas.tolist() == [int(mask.sum()) for mask in [*masks, wide]]
+    assert totals.tolist() == [13 * 17] * len(masks) + [300 * 400]
+
+
+def test_broken_run_lengths_are_noticed():
+    good = encode_rle(rectangle(2, 3, 10, 10))["counts"]
+    broken = {
+        "cut within a number": "o",
+        "a character that is none": "~" + good,
+        "another one": "!" + good,
+        "a negative run, though the sum is right": ":Ko2",
+        "a number without end": "P" * 20 + "1",
+    }
+    texts = [good]
+    for text in broken.values():
+        texts += [text, good]
+    areas, totals = measure(texts)
+    assert totals[1::2].tolist() == [-1] * len(broken)
+    assert set(totals[::2]) == {HEIGHT * WIDTH}
+    assert set(areas[::2]) == {100}
+    assert measure([good[:-1], good + "1"])[1].tolist() != [HEIGHT * WIDTH] * 2
+    assert measure(["o", "o"])[1].tolist() == [-1, -1]
+    assert measure([])[0].shape == (0,)
+
+
+def test_input_stays_as_it_is():
+    ground_truth, results = small_case()
+    before = copy.deepcopy((ground_truth, results))
+    score(ground_truth, results)
+    assert (ground_truth, results) == before
