@@ -118,6 +118,6 @@ def _find_state_dict(path: Path, checkpoint: Any) -> "dict[str, torch.Tensor]":
 
 
 def _to_numpy(tensor: "torch.Tensor") -> np.ndarray:
-    """Bring a tensor of any kind (a parameter, sparse, bfloat16) to numpy."""
-    dense = tensor.detach().to_dense()
-    return (dense.float() if dense.is_floating_point() else dense).numpy()
+    """Bring a tensor, which may be a parameter or of a type that numpy lacks (bfloat16), to numpy."""
+    values = tensor.detach()
+    return (values.float() if values.is_floating_point() else values).numpy()

@@ -7,10 +7,14 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from _thread import interrupt_main
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
@@ -54,7 +58,7 @@ def message_of(act: Callable[..., object], *arguments: object, **options: object
 def save(folder: Path, **options: object) -> None:
     """Save a few arrays in the place of a model: fast, and enough for all that writing can meet."""
     clip_vars = {"text": {"kernel": np.arange(6.0, dtype=np.float32)}}
-    params = {"kernel": np.ones((300, 300), np.float32)}
+    params = {"kernel": jnp.ones((300, 300))}
     config = tiny_config()
     save_model(folder, config, clip_vars, params, tiny_tokenizer(), **{"source": {}} | options)
 
@@ -297,6 +301,35 @@ def test_a_replaced_model_comes_back_when_the_new_one_cannot_be_moved(
             save(folder, source={"converter": "second"}, overwrite=True)
     assert json.loads((folder / "config.json").read_text())["source"] == {"converter": "first"}
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_ctrl_c_waits_for_orbaxs_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise they would go on writing into the folder that is being removed."""
+
+    def write(path: Path, _: object) -> None:
+        path.mkdir(parents=True)
+        for number in range(40):
+            time.sleep(0.01)
+            (path / str(number)).touch()
+
+    def save_in_a_thread(path: Path, variables: object) -> None:
+        thread = threading.Thread(target=write, args=(path, variables))
+        thread.start()
+        time.sleep(0.1)  # until the main thread waits
+        interrupt_main()
+        thread.join()
+
+    monkeypatch.setattr(ocp, "save", save_in_a_thread)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path / "model")
+    time.sleep(0.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_of_a_device_are_written_as_plain_ones(tmp_path: Path) -> None:
+    """Those of JAX could be read on the same kind of devices only."""
+    save(tmp_path / "model")
+    assert {type(leaf) for leaf in jax.tree.leaves(ocp.load(tmp_path / "model" / "variables"))} == {np.ndarray}
 
 
 def test_a_disk_that_fills_up_below_orbax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -486,7 +486,7 @@ def test_a_large_vocabulary_works(
 
 
 def test_from_weights_to_tracks_without_torch(home: Path, tmp_path: Path) -> None:
-    save_file(wordy_state_dict("convnext"), tmp_path / "weights.safetensors")
+    save_file(wordy_state_dict("rn"), tmp_path / "weights.safetensors")
     tiny_tokenizer().save(tmp_path / "tokenizer")
     save(tmp_path / "image.png", golden("tiny_inputs")["frames_u8"][0])
     script = blocking("torch") + "sys.exit(main(sys.argv[1:]))"

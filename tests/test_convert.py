@@ -196,15 +196,6 @@ def test_safetensors_need_no_torch(tmp_path: Path, tokenizer: Path, monkeypatch:
     assert_same((model.clip_vars, model.params), tuple(expected))
 
 
-def test_the_activation_can_be_chosen(tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert expected_model("rn")[0].text.activation == "quick_gelu"
-    weights = write(tmp_path / "weights.safetensors", tensors("rn"))
-    options = ["--checkpoint", weights, "--tokenizer", tokenizer, "--activation", "gelu"]
-    assert convert(*options, "--out", tmp_path / "model") == 0
-    assert " 4 heads, gelu;" in capsys.readouterr().out
-    assert load_model(tmp_path / "model").config.text.activation == "gelu"
-
-
 # --- files that cannot be read
 
 
@@ -399,6 +390,27 @@ def test_bad_options(
     if options:
         options = ["--checkpoint", str(write(tmp_path / "weights.safetensors", tensors("rn"))), *options]
     assert message in error_of(capsys, tmp_path, *options)
+
+
+def test_the_target_is_looked_at_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not after minutes of work."""
+    (tmp_path / "new").write_text("mine")
+    error = error_of(capsys, tmp_path, "--checkpoint", tmp_path / "missing.pth")
+    assert error == (
+        f"clipvis: error: {tmp_path / 'new' / 'model'}: cannot be written (Not a directory); "
+        "a part of the path is a file; choose another path\n"
+    )
+
+
+def test_an_old_model_is_replaced_only_on_demand(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--checkpoint", write(tmp_path / "weights.safetensors", tensors("rn")), "--tokenizer", tokenizer]
+    model = tmp_path / "new" / "model"
+    assert convert(*options, "--out", model) == 0
+    assert f"{model}: exists already; choose another --out or add --overwrite" in error_of(capsys, tmp_path, *options)
+    assert convert(*options, "--out", model, "--activation", "gelu", "--overwrite") == 0
+    assert load_model(model).config.text.activation == "gelu"
 
 
 def test_tokenizer_of_another_text_encoder(tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
