@@ -167,19 +167,38 @@ def test_overlay_shows_the_masks_and_they_move(tmp_path: Path) -> None:
     assert changed[1][22:29, 46:58].any()
 
 
-def test_an_instance_is_drawn_once_under_its_best_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    drawn = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
+    """What is drawn on each frame: for every track whether it is seen, its label and its colour."""
+    calls = []
 
     def record(frame, masks, labels, colors):
-        drawn.append((masks.any(axis=(1, 2)).tolist(), labels, [tuple(color) for color in colors.tolist()]))
+        seen = masks.any(axis=(1, 2)).tolist()
+        calls.append([(*track[:2], tuple(track[2])) for track in zip(seen, labels, colors.tolist(), strict=True)])
         return frame
 
     monkeypatch.setattr(outputs, "draw_tracks", record)
+    return calls
+
+
+def test_an_instance_is_drawn_once_under_its_best_class(drawn: list, tmp_path: Path) -> None:
     source = make_source(tmp_path, "image", FrameSelection())
     write_results(tmp_path, make_result(1), source, FrameSelection(), overlay=True, show_progress=False)
-    # The best comes last, on top.
-    labels = ["coffee cup 0.25", "[red]kettle[/] 0.80", "dog 0.90"]
-    assert drawn == [([False, False, True], labels, [track_color(2), track_color(1), track_color(0)])]
+    assert drawn == [
+        [
+            (False, "coffee cup 0.25", track_color(2)),
+            (False, "[red]kettle[/] 0.80", track_color(1)),
+            (True, "dog 0.90", track_color(0)),  # the best comes last, on top
+        ]
+    ]
+
+
+def test_names_of_two_lines_are_drawn_in_one(drawn: list, tmp_path: Path) -> None:
+    source = make_source(tmp_path, "image", FrameSelection())
+    mask = store(np.ones((1, HEIGHT, WIDTH), bool))
+    result = VideoResult([Track(0, 0, "two\nlines", 0.5, mask)], ("two\nlines",), HEIGHT, WIDTH, 1)
+    write_results(tmp_path, result, source, FrameSelection(), overlay=True, show_progress=False)
+    assert drawn == [[(True, "two lines 0.50", track_color(0))]]
 
 
 def test_overlay_of_an_image_is_an_image(tmp_path: Path) -> None:
@@ -189,14 +208,6 @@ def test_overlay_of_an_image_is_an_image(tmp_path: Path) -> None:
     with Image.open(written[1]) as image:
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (WIDTH, HEIGHT))
         assert np.any(np.asarray(image) != GREY)
-
-
-def test_names_of_two_lines_are_drawn_in_one(tmp_path: Path) -> None:
-    source = make_source(tmp_path, "image", FrameSelection())
-    mask = store(np.ones((1, HEIGHT, WIDTH), bool))
-    result = VideoResult([Track(0, 0, "two\nlines", 0.5, mask)], ("two\nlines",), HEIGHT, WIDTH, 1)
-    write_results(tmp_path, result, source, FrameSelection(), overlay=True, show_progress=False)
-    assert (tmp_path / "overlay.png").is_file()
 
 
 def test_a_large_distance_between_frames_is_not_too_slow_for_a_video(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import GOLDENS
-from plain_evaluation import plain_score, random_case, rectangle, score, small_case, track
+from plain_evaluation import LENGTH, plain_score, random_case, rectangle, score, small_case, track
 
 from clipvis_jax import InputError
 from clipvis_jax.evaluation import (
@@ -18,7 +19,7 @@ from clipvis_jax.evaluation import (
     parse_ground_truth,
     parse_results,
 )
-from clipvis_jax.evaluation.video_ap import STATS
+from clipvis_jax.evaluation.video_ap import STATS, match_tracks
 from clipvis_jax.masks import encode_rle
 
 CASES = sorted(path.name for path in (GOLDENS / "eval").iterdir())
@@ -133,6 +134,34 @@ def test_burst_counts_surplus_results_as_true():
     assert score(ground_truth, [*results, results[0]], "ytvis").per_category[1]["AR100"] == 1
 
 
+def test_burst_takes_every_track_for_small():
+    ground_truth, results = small_case()
+    ground_truth["videos"][0] |= {"height": 200, "width": 200}
+    for category in ground_truth["categories"]:
+        category |= {"frequency": "r", "split": "common"}
+    for record, box in ((ground_truth["annotations"][0], (0, 0, 180, 180)), (results[0], (20, 20, 170, 170))):
+        record |= {"segmentations": [encode_rle(rectangle(*box, (200, 200)))] * LENGTH, "areas": [32400] * LENGTH}
+    results.append(results[0] | {"score": 0.1, "segmentations": ground_truth["annotations"][0]["segmentations"]})
+    scores = score(ground_truth, results, "burst_clipvis").per_category[1]
+    # Above 0.72 the first result is false, and counts although it is not small.
+    assert scores["AP"] == scores["APs"] == pytest.approx(0.75)
+    assert scores["APm"] == ABSENT
+    assert score(ground_truth, results, "ytvis").per_category[1]["APs"] == ABSENT
+
+
+def test_of_equal_overlaps_the_later_annotation_goes_first():
+    overlap = np.array([[0.8, 0.8], [0.8, 0.3]])
+    matched, on_left_out = match_tracks(
+        overlap, np.array([1, 2]), np.array([[False, False], [False, True], [True, True]]), np.zeros(2, bool)
+    )
+    assert matched[0, 0].tolist() == [True, True]
+    assert matched[1, 0].tolist() == [True, False]  # the first one takes what counts, although it is the earlier one
+    assert matched[2, 0].tolist() == [True, True]
+    assert on_left_out[:, 0].tolist() == [[False, False], [False, False], [True, True]]
+    assert matched[:, 6].any(axis=1).tolist() == [True, True, True]  # 0.8 is enough for 0.8
+    assert not matched[:, 7].any()
+
+
 def test_annotation_zero_is_never_found():
     ground_truth, results = small_case()
     ground_truth["annotations"][0]["id"] = 0
@@ -162,6 +191,10 @@ def test_compatible_mode_leaves_out_masks_of_other_sizes():
     ):
         score(ground_truth, results)
     assert score(ground_truth, results, compatible=True).per_category[1]["AP"] == pytest.approx(1)
+    found = parse_results(results, parse_ground_truth(ground_truth), compatible=True)[0].track
+    assert found.counts[0] is None  # pycocotools would not return from comparing it
+    assert found.areas.tolist() == [45, 100, 0]
+    assert found.mean_area == 72.5
     # Where the annotation has no mask, the official code never compares sizes: 45 pixels too many, 200 / 245 = 0.82.
     results[0]["segmentations"] = (
         [results[1]["segmentations"][0]] * 0
