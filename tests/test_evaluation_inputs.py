@@ -9,6 +9,7 @@ from plain_evaluation import HEIGHT, LENGTH, WIDTH, rectangle, score, small_case
 from pycocotools import mask as coco_mask
 
 from clipvis_jax import InputError
+from clipvis_jax.data.rle import measure
 from clipvis_jax.evaluation import (
     PROTOCOLS,
     evaluate,
@@ -17,7 +18,6 @@ from clipvis_jax.evaluation import (
     parse_ground_truth,
     parse_results,
 )
-from clipvis_jax.evaluation.rle import measure
 from clipvis_jax.masks import encode_rle
 
 

@@ -8,8 +8,8 @@ import trackeval
 from conftest import GOLDENS
 from pycocotools import mask as coco_mask
 
+from clipvis_jax.data.rle import to_counts
 from clipvis_jax.evaluation import ABSENT, PROTOCOLS, evaluate, load_ground_truth, load_results
-from clipvis_jax.evaluation.rle import to_counts
 
 # Not those with results of other lengths, crowds, or overlaps at a threshold: trackeval has its own ways with them.
 CASES = ["c01_basic", "c05_absent_classes", "c06_area_ranges", "c07_maxdets", "c09_gt_formats"]

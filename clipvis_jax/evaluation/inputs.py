@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from clipvis_jax.data.fields import field, finite, integer_field, list_field, load_json, number_field, show
+from clipvis_jax.data.rle import measure, to_counts
 from clipvis_jax.errors import InputError
-from clipvis_jax.evaluation.records import field, finite, integer_field, list_field, load_json, number_field, show
-from clipvis_jax.evaluation.rle import measure, to_counts
 
 _MAX_SIDE = 2**15
 """Longest side of a video in pixels; pycocotools counts the pixels of a frame with 32 bits."""

@@ -1,6 +1,6 @@
 """Masks as files hold them (polygons, run lengths, compressed run lengths): conversion, measuring, overlaps.
 
-Inside the evaluation a mask is its compressed run lengths alone, COCO's ``counts`` as text; its size is its video's.
+A mask is its compressed run lengths alone (COCO's ``counts`` as text); its size is its video's.
 """
 
 import numbers
