@@ -9,7 +9,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 from jaxtyping import install_import_hook
 
 # The structs stay out of the hook: it would check them inside JAX's tree functions, where leaves are placeholders.
-_UNCHECKED = {"structs", "cli"}
+_UNCHECKED = {"structs", "cli", "commands"}
 _MODULES = {
     path.stem for path in (Path(__file__).parent.parent / "clipvis_jax").iterdir() if path.suffix in ("", ".py")
 }

@@ -1,0 +1,120 @@
+"""``clipvis predict``."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import arg
+
+from clipvis_jax.commands.interrupt import stopping_at_once
+from clipvis_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Segment, track and name every instance of a video, a folder of frames or an image.
+
+    Writes tracks.json (YouTube-VIS results with class names and the video's facts) and overlay.mp4 (overlay.png for
+    an image) into the output folder, and prints a table of the tracks.
+
+    For example:
+      clipvis predict clip.mp4 --model model --classes "dog, puppy" kettle "coffee cup"
+      clipvis predict frames/ --model model --classes-file names.txt --out out --every 2
+    """
+
+    source: Annotated[Path, tyro.conf.Positional, arg(metavar="SOURCE")]
+    """Video file (anything FFmpeg reads), folder of images, or image."""
+    model: Annotated[Path, arg(metavar="DIR")]
+    """Model folder, made by 'clipvis convert'."""
+    classes: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")] = ()
+    """Class names; synonyms of one class are separated by commas: "dog, puppy"."""
+    classes_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Text file with one class per line, synonyms separated by commas; instead of --classes."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_out")
+    """Folder for the results; made if it does not exist. Results of an earlier run are replaced."""
+    start: Annotated[int, arg(metavar="N")] = 0
+    """First frame number, from 0."""
+    end: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the end)")] = None
+    """First frame number that is left out."""
+    every: Annotated[int, arg(metavar="N")] = 1
+    """Use every N-th frame."""
+    size: Annotated[int, arg(metavar="PIXELS")] = 480
+    """Shorter side that frames are resized to for the network."""
+    top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 100 for an image)")] = None
+    """Number of (track, class) pairs."""
+    min_score: Annotated[float, arg(metavar="SCORE")] = 0.2
+    """Leave out pairs with a lower score, 0 to 1; 0 gives exactly the method's results."""
+    overlay: Annotated[bool, arg(help_behavior_hint="")] = True
+    """Do not write the overlay."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; float32 equals the authors' results."""
+    window: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1 on a CPU, 8 elsewhere)")] = None
+    """Frames per call of the network."""
+
+    def run(self) -> None:
+        """Run ``clipvis predict``.
+
+        Raises:
+            InputError: An option, the source, the model or the output folder cannot be used; nothing was written.
+        """
+        # Whatever can be wrong is looked at before the work begins, the quick checks first.
+        if not 0 <= self.min_score <= 1:
+            raise InputError(f"--min-score {self.min_score}: must be between 0 and 1")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"--top-k {self.top_k}: must be 1 or more")
+        with stopping_at_once():
+            from clipvis_jax import outputs
+            from clipvis_jax.loading import enable_compilation_cache, load
+            from clipvis_jax.segmenter import InferenceConfig
+            from clipvis_jax.video import FrameSelection, open_frames
+
+            classes = read_classes(self.classes, self.classes_file)
+            selection = FrameSelection(self.start, self.end, self.every)
+            config = InferenceConfig(size=self.size, window=self.window, temp_dir=self.out)
+            source = open_frames(self.source, selection)
+            if self.overlay and outputs.overlay_path(self.out, source).resolve() == self.source.resolve():
+                raise InputError(f"{self.source}: the overlay would replace it; choose another --out")
+            enable_compilation_cache()
+            segmenter = load(self.model, dtype=self.dtype, config=config)
+        with outputs.output_folder(self.out) as out:
+            result = segmenter.predict(source, classes, top_k=self.top_k, min_score=self.min_score, show_progress=True)
+            written = outputs.write_results(out, result, source, selection, overlay=self.overlay, show_progress=True)
+        outputs.print_summary(result, selection)
+        print("wrote " + " and ".join(str(path) for path in written))
+
+
+def read_classes(classes: Sequence[str], classes_file: Path | None) -> list[str]:
+    """Return the class names of the command line, or of a file with one class per line.
+
+    Raises:
+        InputError: There is none, both are given, the file cannot be read, or a name cannot be used.
+    """
+    from clipvis_jax.text import check_vocabulary
+
+    if classes_file is None:
+        if not classes:
+            raise InputError("no class given; name them with --classes or --classes-file")
+        if any("\udc80" <= character <= "\udcff" for name in classes for character in name):
+            # Python's stand-ins for bytes of an argument that it could not decode.
+            raise InputError("--classes: a name is not UTF-8 text; use a UTF-8 terminal or --classes-file")
+        check_vocabulary(classes)
+        return list(classes)
+    if classes:
+        raise InputError("--classes and --classes-file exclude each other; give one of them")
+    try:
+        lines = classes_file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(
+            f"{classes_file}: cannot be read ({reason}); give a text file with one class per line"
+        ) from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise InputError(f"{classes_file}: holds no class; write one class per line")
+    try:
+        check_vocabulary(names)
+    except InputError as error:
+        raise InputError(f"{classes_file}: {error}") from error
+    return names
