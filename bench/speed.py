@@ -89,7 +89,8 @@ def measure(name, num_layers, dtype, num_frames):
     features = stage("backbone", model.extract_features, clip_vars, batch, valid)
     pixels = stage("pixel decoder", model.decode_pixels, params, features)
     prediction = stage("query decoder", lambda p, x: model.decode_queries(p, x)[-1], params, pixels)
-    stage("classification", model.classify_masks, clip_vars, features, pixels, prediction, classifier)
+    visual = stage("mask embeddings", model.embed_masks, clip_vars, features, pixels, prediction)
+    stage("classification", model.name_embeddings, clip_vars, visual, classifier)
     logits = stage("mask logits", mask_logits_from, prediction.mask_embed, pixels.mask_features)
 
     embeds = np.asarray(prediction.query_embed[0])

@@ -1,6 +1,7 @@
 """Read images as 8-bit RGB, whatever their mode."""
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,28 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file as 8-bit RGB, turned by its EXIF orientation.
+    """Read an image file as 8-bit RGB; see `decode_image`."""
+    return _decode(path, str(path))
 
-    16-bit pixels are scaled, transparent ones blended with black; of several pages the first is read.
+
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode the content of an image file as 8-bit RGB, turned by its EXIF orientation.
+
+    16-bit pixels are scaled, transparent ones blended with black; of several pages the first is read. Messages call
+    it `name`.
 
     Raises:
-        InputError: the file cannot be read, or has 32-bit pixels, for which no range is defined.
+        InputError: it cannot be read, or has 32-bit pixels, for which no range is defined.
     """
+    return _decode(BytesIO(data), name)
+
+
+def _decode(source: Path | BytesIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
     try:
-        with Image.open(path) as file:
+        with Image.open(source) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode in ("I", "F"):
-                raise InputError(f"{path}: has 32-bit pixels of unknown range; convert it to 8 bits")
+                raise InputError(f"{name}: has 32-bit pixels of unknown range; convert it to 8 bits")
             if image.mode.startswith("I;16"):
                 # Pillow would clip. The high byte is also what it takes of 16-bit colours.
                 grey_u8 = (np.asarray(image) >> 8).astype(np.uint8)
@@ -35,10 +46,10 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: is not an image that can be read; replace or remove it") from error
+        raise InputError(f"{name}: is not an image that can be read; replace or remove it") from error
     except Exception as error:  # Pillow's plugins raise whatever the broken bytes lead them to.
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as an image ({reason}); replace or remove it") from error
+        raise InputError(f"{name}: cannot be read as an image ({reason}); replace or remove it") from error
 
 
 def blend_with_black(rgba_u8: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:

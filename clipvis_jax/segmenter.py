@@ -21,7 +21,7 @@ from clipvis_jax.models.text_classifier import TextClassifier
 from clipvis_jax.results import LiveTrack, VideoResult
 from clipvis_jax.scores import ScoreConfig
 from clipvis_jax.structs import FramePredictions
-from clipvis_jax.text import encode_vocabulary
+from clipvis_jax.text import PROMPT_TEMPLATES, encode_vocabulary
 from clipvis_jax.tokenizer import Tokenizer
 from clipvis_jax.video import FrameSource, open_frames, prefetch
 from clipvis_jax.video_state import VideoState
@@ -160,16 +160,27 @@ class Segmenter:
         ``frames`` is read in another thread, up to two windows ahead.
         """
         with self.start(classes, show_progress=show_progress) as state:
-            prepared = (self._prepare(state, frame) for frame in frames)
-            with (
-                closing(prefetch(prepared, 2 * self.config.window_size)) as ahead,
-                tqdm(total=num_frames, desc="segmenting", unit="frame", disable=not show_progress) as bar,
-            ):
-                for predictions, count in self._predict_windows(state, ahead):
-                    for index in range(count):
-                        state.add(predictions, index)
-                    bar.update(count)
+            with tqdm(total=num_frames, desc="segmenting", unit="frame", disable=not show_progress) as bar:
+                for predictions, index in self.predict_frames(state, frames):
+                    state.add(predictions, index)
+                    bar.update()
             return state.finish(top_k=top_k, min_score=min_score, show_progress=show_progress)
+
+    def predict_frames(
+        self, state: VideoState, frames: Iterable[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> Iterator[tuple[FramePredictions, int]]:
+        """Run the network alone over a video's RGB frames; ``state.add`` takes what it gives.
+
+        ``frames`` is read in another thread, up to two windows ahead.
+
+        Yields:
+            For every frame, the predictions of its window, on the host, and its position in them.
+        """
+        prepared = (self._prepare(state, frame) for frame in frames)
+        with closing(prefetch(prepared, 2 * self.config.window_size)) as ahead:
+            for predictions, count in self._predict_windows(state, ahead):
+                for index in range(count):
+                    yield predictions, index
 
     def predict_image(
         self,
@@ -201,15 +212,7 @@ class Segmenter:
             raise InputError(f"classes {classes!r}: a list of class names expected, not one text")
         names = tuple(classes)
         if self._vocabulary is None or self._vocabulary[0] != names:
-            classifier = encode_vocabulary(
-                names,
-                tokenizer=self._tokenizer,
-                encode_tokens=lambda tokens: self._encode_text(self.clip_vars, tokens),
-                weights_hash=self._weights_hash,
-                cache_dir=self._cache_dir,
-                show_progress=show_progress,
-            )
-            self._vocabulary = (names, classifier)
+            self._vocabulary = (names, self.encode_classes(names, show_progress=show_progress))
         return VideoState(
             *self._vocabulary,
             self.model.config.query_decoder.num_queries,
@@ -245,6 +248,28 @@ class Segmenter:
     ) -> VideoResult:
         """End a video that came frame by frame: the same as ``predict_video`` on all of its frames."""
         return state.finish(top_k=top_k, min_score=min_score, show_progress=show_progress)
+
+    def encode_classes(
+        self,
+        classes: Sequence[str],
+        *,
+        templates: Sequence[str] = PROMPT_TEMPLATES,
+        show_progress: bool = False,
+    ) -> TextClassifier:
+        """Encode a vocabulary; ``templates`` are the sentences that are averaged, with ``{}`` for the name.
+
+        Raises:
+            InputError: A class name cannot be used.
+        """
+        return encode_vocabulary(
+            classes,
+            tokenizer=self._tokenizer,
+            encode_tokens=lambda tokens: self._encode_text(self.clip_vars, tokens),
+            weights_hash=self._weights_hash,
+            templates=templates,
+            cache_dir=self._cache_dir,
+            show_progress=show_progress,
+        )
 
     # --- the network --------------------------------------------------------------------------------------------------
 

@@ -2,12 +2,13 @@
 
 Axis letters mean the same everywhere: ``b`` images or frames of one batch, ``t`` frames of a video, ``q`` queries (in
 track order: tracks), ``l`` prediction layers, ``c`` classes, ``s`` synonyms, ``e`` CLIP embedding, ``d`` model
-width, ``h w`` pixels, ``h4 w4`` pixels at stride 4 (``h8 w8`` at stride 8, and so on), ``n`` tokens, ``p`` points.
+width, ``h w`` pixels, ``h4 w4`` pixels at stride 4 (``h8 w8`` at stride 8, and so on), ``n`` tokens or padded
+targets, ``p`` points.
 Feature maps are channels last. Boolean masks are True where something is attended or kept.
 """
 
 import flax.struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
 
 @flax.struct.dataclass
@@ -54,13 +55,36 @@ class FramePredictions:
     """All that association and classification need of a window of frames, in each frame's own query order.
 
     ``mask_area`` is the number of stride-4 pixels with a positive mask logit, ``mask_prob_sum`` the sum of
-    ``sigmoid(mask logit)`` over them. ``class_probs`` is 0 beyond the vocabulary's real classes.
+    ``sigmoid(mask logit)`` over them. ``visual_embed`` is what is compared with class names. ``class_probs`` is 0 beyond the vocabulary's real classes.
     """
 
     object_logits: Float[Array, "b q 2"]
     iou: Float[Array, "b q"]
     query_embed: Float[Array, "b q d"]
+    visual_embed: Float[Array, "b q e"]
     class_probs: Float[Array, "b q c"]
     mask_logits: Float[Array, "b q h4 w4"]
     mask_area: Float[Array, "b q"]
     mask_prob_sum: Float[Array, "b q"]
+
+
+@flax.struct.dataclass
+class Targets:
+    """The instances of a batch's images, filled up to the same number for every image.
+
+    Slots that are not ``valid`` are padding and change nothing. ``masks_packed`` holds eight columns to a byte
+    (``numpy.packbits`` along the width). ``absent`` marks an instance of the same video which this frame does not
+    show: its mask is empty, and it is still to be matched. Frames of a video are images like any other.
+    """
+
+    masks_packed: UInt8[Array, "b n h w8"]
+    valid: Bool[Array, "b n"]
+    absent: Bool[Array, "b n"]
+
+
+@flax.struct.dataclass
+class TrainingBatch:
+    """Images of one size, and what is in them."""
+
+    images_u8: UInt8[Array, "b h w 3"]
+    targets: Targets

@@ -45,7 +45,8 @@ def windows(family):
         features = model.extract_features(segmenter.clip_vars, frame, valid)
         pixels = model.decode_pixels(segmenter.params, features)
         prediction = model.decode_queries(segmenter.params, pixels)[-1]
-        return model.classify_masks(segmenter.clip_vars, features, pixels, prediction, classifier)[0]
+        visual = model.embed_masks(segmenter.clip_vars, features, pixels, prediction)
+        return model.name_embeddings(segmenter.clip_vars, visual, classifier)[0]
 
     predictions, logits = [], []
     with segmenter.start(class_names()) as state:

@@ -132,6 +132,7 @@ def made_up_predictions(rng, num_queries=20, num_classes=128):
         object_logits=rng.standard_normal((1, num_queries, 2), np.float32),
         iou=rng.random((1, num_queries), np.float32),
         query_embed=rng.standard_normal((1, num_queries, 32), np.float32),
+        visual_embed=rng.standard_normal((1, num_queries, 16), np.float32),
         class_probs=probs / probs.sum(axis=-1, keepdims=True),
         mask_logits=rng.standard_normal((1, num_queries, 16, 32), np.float32),
         mask_area=area[0],

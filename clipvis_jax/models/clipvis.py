@@ -143,29 +143,35 @@ class ClipVis:
         """Encode token ids; embeddings are not normalised."""
         return self._apply(self.text_encoder, clip_vars["text"], tokens).astype(jnp.float32)
 
-    def classify_masks(
+    def embed_masks(
         self,
         clip_vars: Variables,
         features: ClipFeatures,
         pixel_features: PixelFeatures,
         prediction: QueryPrediction,
-        classifier: TextClassifier,
-    ) -> Float[Array, "b q c"]:
-        """Name every query's mask: class logits from CLIP's dense feature pooled over the mask.
+    ) -> Float[Array, "b q e"]:
+        """Embed what every query's mask shows: CLIP's dense feature, pooled over the mask; not normalised.
 
-        Classes beyond the vocabulary's have -inf. Source: CLIP-VIS, section III-D.
+        Source: CLIP-VIS, section III-D.
         """
         height, width = features.res5.shape[1:3]
         small = ops.resize_bilinear(pixel_features.mask_features, (height, width))
         masks = mask_logits_from(prediction.mask_embed, small) > 0
         visual = self._apply(self.visual_head, clip_vars["visual_head"], features.res5, masks)
-        scale = jnp.minimum(jnp.exp(clip_vars["logit_scale"]), 100.0)
-        logits = score_classes(classifier, visual, scale)
         if isinstance(self.config.backbone, ResNetConfig):
             # Matches the authors' code: an empty mask leaves the ResNet models undecided between all classes.
-            empty = ~jnp.any(masks, axis=(2, 3))[..., None]
-            logits = jnp.where(empty & jnp.isfinite(logits), 0, logits)
-        return logits
+            visual = jnp.where(jnp.any(masks, axis=(2, 3))[..., None], visual, 0)
+        return visual.astype(jnp.float32)
+
+    def name_embeddings(
+        self, clip_vars: Variables, visual: Float[Array, "*shape e"], classifier: TextClassifier
+    ) -> Float[Array, "*shape c"]:
+        """Compare visual embeddings with a vocabulary: class logits, -inf beyond the vocabulary's classes.
+
+        An embedding of zeros is equally far from all classes.
+        """
+        scale = jnp.minimum(jnp.exp(clip_vars["logit_scale"]), 100.0)
+        return score_classes(classifier, visual, scale)
 
     def predict_frames(
         self,
@@ -190,12 +196,14 @@ class ClipVis:
         pixel_features = self.decode_pixels(params, features)
         prediction = self.decode_queries(params, pixel_features)[-1]
         mask_logits = mask_logits_from(prediction.mask_embed, pixel_features.mask_features)
-        class_logits = self.classify_masks(clip_vars, features, pixel_features, prediction, classifier)
+        visual = self.embed_masks(clip_vars, features, pixel_features, prediction)
+        class_logits = self.name_embeddings(clip_vars, visual, classifier)
         positive = mask_logits > 0
         return FramePredictions(
             object_logits=prediction.object_logits,
             iou=prediction.iou,
             query_embed=prediction.query_embed,
+            visual_embed=visual,
             class_probs=jax.nn.softmax(class_logits, axis=-1),
             mask_logits=mask_logits,
             mask_area=jnp.sum(positive, axis=(2, 3), dtype=jnp.float32),
