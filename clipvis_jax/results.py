@@ -76,12 +76,18 @@ class VideoResult:
     width: int
     num_frames: int
 
-    def to_ytvis(self, video_id: int = 1) -> list[dict[str, Any]]:
-        """Write the tracks as YouTube-VIS results; ``category_id`` counts from 1 in the vocabulary's order."""
+    def to_ytvis(self, video_id: int = 1, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Write the tracks as YouTube-VIS results.
+
+        Args:
+            video_id: The video's id.
+            category_ids: Ids of the classes in the vocabulary's order; by default they count from 1.
+        """
+        ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
         return [
             {
                 "video_id": video_id,
-                "category_id": track.class_index + 1,
+                "category_id": ids[track.class_index],
                 "score": track.score,
                 "segmentations": list(track.segmentations),
             }

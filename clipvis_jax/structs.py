@@ -8,7 +8,7 @@ Feature maps are channels last. Boolean masks are True where something is attend
 """
 
 import flax.struct
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 
 @flax.struct.dataclass
@@ -55,7 +55,8 @@ class FramePredictions:
     """All that association and classification need of a window of frames, in each frame's own query order.
 
     ``mask_area`` is the number of stride-4 pixels with a positive mask logit, ``mask_prob_sum`` the sum of
-    ``sigmoid(mask logit)`` over them. ``visual_embed`` is what is compared with class names. ``class_probs`` is 0 beyond the vocabulary's real classes.
+    ``sigmoid(mask logit)`` over them. ``visual_embed`` is what is compared with class names. ``class_probs`` is 0
+    beyond the vocabulary's real classes.
     """
 
     object_logits: Float[Array, "b q 2"]
@@ -88,3 +89,53 @@ class TrainingBatch:
 
     images_u8: UInt8[Array, "b h w 3"]
     targets: Targets
+
+
+@flax.struct.dataclass
+class Matches:
+    """For every target slot: its query, and whether it has one.
+
+    Padded slots have none, and with more targets than queries some targets have none. There ``query`` is 0.
+    """
+
+    query: Int[Array, "... n"]
+    matched: Bool[Array, "... n"]
+
+
+@flax.struct.dataclass
+class PointDraws:
+    """Everything random in the losses: points (x, y), as fractions (0..1) of width and height.
+
+    ``matching`` serves all queries and targets of an image; every target has ``candidates`` and ``random`` of its own.
+    """
+
+    matching: Float[Array, "... p 2"]
+    candidates: Float[Array, "... n candidates 2"]
+    random: Float[Array, "... n random 2"]
+
+
+@flax.struct.dataclass
+class LossSums:
+    """Numerators and denominators of the losses, for every layer; sums of batches are sums of these.
+
+    ``object`` is divided by ``object_weight``, ``mask`` and ``dice`` by ``targets``, ``iou`` by ``overlapping`` (matched
+    pairs that overlap at all). ``matched_iou`` over ``matched`` is a metric: the mean mask IoU of matched pairs.
+    """
+
+    object: Float[Array, "... l"]
+    object_weight: Float[Array, "... l"]
+    mask: Float[Array, "... l"]
+    dice: Float[Array, "... l"]
+    targets: Float[Array, "... l"]
+    iou: Float[Array, "... l"]
+    overlapping: Float[Array, "... l"]
+    matched_iou: Float[Array, "... l"]
+    matched: Float[Array, "... l"]
+
+
+@flax.struct.dataclass
+class LossReport:
+    """What a batch's losses are, layer by layer; ``losses`` is not weighted, its last axis is ``LOSSES``."""
+
+    losses: Float[Array, "l kinds"]
+    matched_iou: Float[Array, " l"]
