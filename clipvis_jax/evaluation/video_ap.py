@@ -73,7 +73,7 @@ def evaluate(
     Raises:
         InputError: A category lacks the field by which the protocol groups, or a group names an unknown one.
     """
-    members = _group_members(ground_truth, protocol) | {name: set(ids) for name, ids in (groups or {}).items()}
+    members = group_members(ground_truth, protocol) | {name: set(ids) for name, ids in (groups or {}).items()}
     category_ids = sorted(ground_truth.categories)
     for name, ids in members.items():
         if unknown := sorted(set(ids) - set(category_ids)):
@@ -122,6 +122,17 @@ def track_overlaps(
         + (result_areas * (1 - counted)) @ absent.T
         + counted @ true_areas.T
     )
+    intersections = frame_intersections(results, annotations, video).sum(axis=0)
+    unions = areas - intersections
+    return np.divide(intersections, unions, out=np.zeros_like(unions), where=unions > 0)
+
+
+def frame_intersections(
+    results: Sequence[Result], annotations: Sequence[Annotation], video: Video
+) -> Float[np.ndarray, "t d g"]:
+    """Count the pixels that each result shares with each annotation in every frame."""
+    result_areas = np.stack([result.track.areas for result in results]).astype(float)
+    true_areas = np.stack([annotation.track.areas for annotation in annotations]).astype(float)
     frame_overlaps = np.zeros((video.length, len(results), len(annotations)))
     empty = empty_mask(video.size)
     for frame in np.flatnonzero(result_areas.any(axis=0) & true_areas.any(axis=0)):
@@ -132,9 +143,7 @@ def track_overlaps(
         )
     # From i / (a + b - i) back to i, exactly: it is a whole number far below the 2**53 of a float.
     sums = result_areas.T[:, :, None] + true_areas.T[:, None, :]
-    intersections = np.rint(frame_overlaps * sums / (1 + frame_overlaps)).sum(axis=0)
-    unions = areas - intersections
-    return np.divide(intersections, unions, out=np.zeros_like(unions), where=unions > 0)
+    return np.rint(frame_overlaps * sums / (1 + frame_overlaps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +161,12 @@ class _Matches:
     num_true: Int[np.ndarray, " r"]
 
 
-def _group_members(ground_truth: GroundTruth, protocol: Protocol) -> dict[str, set[int]]:
+def group_members(ground_truth: GroundTruth, protocol: Protocol) -> dict[str, set[int]]:
+    """Return the ids of the categories in each of a protocol's groups.
+
+    Raises:
+        InputError: A category lacks the field by which the protocol groups.
+    """
     members: dict[str, set[int]] = {}
     for name, (field, values) in protocol.groups.items():
         for category_id, record in ground_truth.categories.items():
