@@ -4,6 +4,7 @@ Plain numpy on the host, on arrays in track order. Source: CLIP-VIS, section III
 """
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -87,6 +88,52 @@ def top_pairs(
     best = best[np.argsort(-flat[best], kind="stable")]
     tracks, classes = np.divmod(best, scores.shape[1])
     return tracks, classes, flat[best]
+
+
+@runtime_checkable  # needed by the type checks in tests
+class TrackedScores(Protocol):
+    """What final scores need of every frame of a video, in track order."""
+
+    def class_probs(self, frame: int) -> Float[np.ndarray, "q c"]:
+        """Return a frame's class probabilities."""
+        ...
+
+    def scores(self, frame: int) -> tuple[Float[np.ndarray, "q 2"], Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
+        """Return a frame's objectness logits, mask areas and mask probability sums."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedPairs:
+    """(track, class) pairs of a video, best first; ``pruned`` marks the frames where a pair's mask is dropped."""
+
+    tracks: Int[np.ndarray, " k"]
+    class_indices: Int[np.ndarray, " k"]
+    scores: Float[np.ndarray, " k"]
+    pruned: Bool[np.ndarray, "t k"]
+
+
+def rank_pairs(running: RunningScores, frames: TrackedScores, *, top_k: int, min_score: float) -> RankedPairs:
+    """Compute the final scores of a video's best pairs; those below ``min_score`` are left out."""
+    tracks, class_indices, scores = top_pairs(running.scores(), top_k)
+    shape = (running.num_frames, len(tracks))
+    object_logits = np.empty((*shape, 2), np.float32)
+    class_probs, area, prob_sum = (np.empty(shape, np.float32) for _ in range(3))
+    for index in range(running.num_frames):
+        class_probs[index] = frames.class_probs(index)[tracks, class_indices]
+        frame_logits, frame_area, frame_prob_sum = frames.scores(index)
+        object_logits[index] = frame_logits[tracks]
+        area[index], prob_sum[index] = frame_area[tracks], frame_prob_sum[tracks]
+    pruned = pruned_frames(class_probs, object_logits, scores)
+    scores = scores * mask_quality(prob_sum, area, pruned)
+    best = by_score(scores, min_score)
+    return RankedPairs(tracks[best], class_indices[best], scores[best], pruned[:, best])
+
+
+def by_score(scores: Float[np.ndarray, " k"], min_score: float) -> Int[np.ndarray, " k2"]:
+    """Return the positions of all scores that are high enough, best first."""
+    order = np.argsort(-scores, kind="stable")
+    return order[scores[order] >= min_score]
 
 
 def pruned_frames(

@@ -17,7 +17,7 @@ from clipvis_jax.frame_store import FrameStore, TrackedFrame
 from clipvis_jax.masks import MaskResizer, encode_rle
 from clipvis_jax.models.text_classifier import TextClassifier
 from clipvis_jax.results import LiveTrack, StoredMasks, Track, VideoResult
-from clipvis_jax.scores import RunningScores, ScoreConfig, image_scores, mask_quality, pruned_frames, top_pairs
+from clipvis_jax.scores import RunningScores, ScoreConfig, by_score, image_scores, pruned_frames, rank_pairs, top_pairs
 from clipvis_jax.structs import FramePredictions
 from clipvis_jax.temp_file import TempFile
 
@@ -127,7 +127,7 @@ class VideoState:
         pruned = pruned_frames(frame.class_probs[tracks, class_indices], frame.object_logits[tracks], scores)
         prob_sum, area = self._mask_sums
         scores = scores * (prob_sum / (area + 1e-6))[tracks]
-        ranked = _ranked(scores, min_score)
+        ranked = by_score(scores, min_score)
         visible = ranked[~pruned[ranked]]
         masks = {track: self.resizer.mask(frame.mask_logits[track]) for track in np.unique(tracks[visible])}
         empty = np.zeros(self.resizer.original_size, bool)
@@ -153,21 +153,8 @@ class VideoState:
         store = self._store
         if store is None:
             raise RuntimeError("the state is closed or was started without keep_frames; there is no final result")
-        tracks, class_indices, scores = top_pairs(self.scores.scores(), top_k)
-        shape = (self.num_frames, len(tracks))
-        object_logits = np.empty((*shape, 2), np.float32)
-        class_probs, area, prob_sum = (np.empty(shape, np.float32) for _ in range(3))
-        for index in range(self.num_frames):
-            class_probs[index] = store.class_probs(index)[tracks, class_indices]
-            frame_logits, frame_area, frame_prob_sum = store.scores(index)
-            object_logits[index] = frame_logits[tracks]
-            area[index], prob_sum[index] = frame_area[tracks], frame_prob_sum[tracks]
-        pruned = pruned_frames(class_probs, object_logits, scores)
-        scores = scores * mask_quality(prob_sum, area, pruned)
-        ranked = _ranked(scores, min_score)
-        tracks, class_indices, scores = tracks[ranked], class_indices[ranked], scores[ranked]
-        pruned = pruned[:, ranked]
-
+        pairs = rank_pairs(self.scores, store, top_k=top_k, min_score=min_score)
+        tracks, pruned = pairs.tracks, pairs.pruned
         masks = _MaskWriter(self._temp_dir, resizer.original_size, (self.num_frames, len(tracks)))
         frames = range(self.num_frames)
         for index in tqdm(frames, desc="drawing masks", unit="frame", disable=not show_progress):
@@ -175,7 +162,7 @@ class VideoState:
             for track, logits in zip(wanted, store.mask_logits(index, wanted), strict=True):
                 masks.write(index, (tracks == track) & ~pruned[index], resizer.mask(logits))
         self.close()
-        return self._result(tracks, class_indices, scores, masks)
+        return self._result(tracks, pairs.class_indices, pairs.scores, masks)
 
     def finish_image(self, frame: TrackedFrame, *, top_k: int, min_score: float) -> VideoResult:
         """Compute the image model's scores and masks of the only frame."""
@@ -192,7 +179,7 @@ class VideoState:
             mask[rows, columns] = region > 0
             masks.write(0, tracks == track, mask)
         scores = scores * quality
-        ranked = _ranked(scores, min_score)
+        ranked = by_score(scores, min_score)
         return self._result(tracks[ranked], class_indices[ranked], scores[ranked], masks.select(ranked))
 
     def _result(
@@ -239,9 +226,3 @@ class _MaskWriter:
             StoredMasks(self._file, self._size, starts, lengths)
             for starts, lengths in zip(self._starts.T.copy(), self._lengths.T.copy(), strict=True)
         ]
-
-
-def _ranked(scores: Float[np.ndarray, " k"], min_score: float) -> Int[np.ndarray, " k2"]:
-    """Return the positions of all scores that are high enough, best first."""
-    order = np.argsort(-scores, kind="stable")
-    return order[scores[order] >= min_score]
