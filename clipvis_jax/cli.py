@@ -13,10 +13,15 @@ import tyro
 from clipvis_jax.commands.convert import Convert
 from clipvis_jax.commands.interrupt import STOPPED
 from clipvis_jax.commands.predict import Predict
+from clipvis_jax.commands.shapes import Shapes
 from clipvis_jax.errors import InputError
 from clipvis_jax.version import __version__
 
-Command = Annotated[Predict, tyro.conf.subcommand("predict")] | Annotated[Convert, tyro.conf.subcommand("convert")]
+Command = (
+    Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Shapes, tyro.conf.subcommand("shapes")]
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Command,
             prog="clipvis",
             description="Open-vocabulary video instance segmentation.\n\n"
-            "'clipvis predict --help' and 'clipvis convert --help' list the options; 'clipvis --version' the version.",
+            "'clipvis COMMAND --help' lists a command's options; 'clipvis --version' the version.",
             args=arguments,
             config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
         )

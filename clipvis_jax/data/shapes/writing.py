@@ -1,0 +1,132 @@
+"""Shapes videos as files in YouTube-VIS format."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from clipvis_jax.data.fields import load_json
+from clipvis_jax.data.records import VideoRecord
+from clipvis_jax.data.shapes.dataset import ShapesDataset
+from clipvis_jax.data.shapes.splits import WORLD_VERSION, ShapesConfig
+from clipvis_jax.errors import InputError
+from clipvis_jax.files import atomic_path, output_error, prepare_output_dir
+
+ANNOTATIONS, IMAGES = "annotations.json", "JPEGImages"
+_SETTINGS = "shapes.json"
+
+
+def write_ytvis(
+    config: ShapesConfig,
+    out: str | Path,
+    *,
+    count: int | None = None,
+    first: int = 0,
+    show_progress: bool = False,
+) -> Path:
+    """Write videos as JPEGImages/VIDEO/FRAME.jpg and annotations.json (YouTube-VIS, with LV-VIS's ``partition``).
+
+    A video's folder appears when it is complete, annotations.json at the very end. Called again with the same
+    settings it goes on where it was stopped, or adds videos if ``count`` has grown.
+
+    Args:
+        config: Which world, split, size and length.
+        out: Folder to write into; made if it does not exist.
+        count: Number of videos; default: the split's.
+        first: Number of the first video.
+        show_progress: Show a progress bar.
+
+    Returns:
+        The path of annotations.json.
+
+    Raises:
+        InputError: The split has no masks or not so many videos, the folder holds something else, or it cannot be
+            written.
+    """
+    dataset = ShapesDataset(config, count, first)
+    folder = prepare_output_dir(out)
+    _claim(folder, {"version": WORLD_VERSION, **dataclasses.asdict(config), "first": first})
+    records = []
+    try:
+        for index in tqdm(range(len(dataset)), desc="videos", unit="video", disable=not show_progress):
+            record = dataset[index]
+            _write_frames(folder / IMAGES, dataset, index, record)
+            records.append(record)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    target = folder / ANNOTATIONS
+    with atomic_path(target) as path, path.open("w", encoding="utf-8") as file:
+        json.dump(ytvis_annotations(dataset, records), file)
+    return target
+
+
+def ytvis_annotations(dataset: ShapesDataset, records: list[VideoRecord]) -> dict[str, Any]:
+    """Return the content of an annotation file in YouTube-VIS format."""
+    return {
+        "info": {"description": f"Shapes world, version {WORLD_VERSION}", **dataclasses.asdict(dataset.config)},
+        "licenses": [],
+        "videos": [
+            {
+                "id": record.id,
+                "width": record.width,
+                "height": record.height,
+                "length": record.length,
+                "file_names": list(record.file_names),
+            }
+            for record in records
+        ],
+        "categories": [
+            {"id": category.id, "name": category.name, "supercategory": "shape", "partition": category.partition}
+            for category in dataset.categories
+        ],
+        "annotations": [annotation for record in records for annotation in _annotations(record)],
+    }
+
+
+def _annotations(record: VideoRecord) -> list[dict[str, Any]]:
+    size = [record.height, record.width]
+    return [
+        {
+            "id": instance.id,
+            "video_id": record.id,
+            "category_id": instance.category_id,
+            "iscrowd": int(instance.is_crowd),
+            "height": record.height,
+            "width": record.width,
+            "length": record.length,
+            "segmentations": [None if mask is None else {"size": size, "counts": mask} for mask in instance.masks],
+            "bboxes": [None if box is None else list(box) for box in instance.boxes or ()],
+            "areas": [None if area is None else int(area) for area in instance.areas or ()],
+        }
+        for instance in record.instances
+    ]
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Note in a new folder what is written there, and see to it that an older one holds the same."""
+    path = folder / _SETTINGS
+    if path.exists():
+        if load_json(path) != settings:
+            raise InputError(f"{folder}: holds Shapes videos of other settings (see {path}); choose another folder")
+        return
+    if any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and holds no Shapes videos; choose another folder")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_frames(images: Path, dataset: ShapesDataset, index: int, record: VideoRecord) -> None:
+    """Write the frames of one video, if they are not there yet: all of them, or none."""
+    target = images / Path(record.file_names[0]).parent
+    if target.exists():
+        return
+    unfinished = images / f".{target.name}"
+    if unfinished.exists():
+        shutil.rmtree(unfinished)  # of a run that was killed
+    unfinished.mkdir(parents=True)
+    for frame, name in enumerate(record.file_names):
+        (unfinished / Path(name).name).write_bytes(dataset.read_frame(index, frame))
+    unfinished.rename(target)
