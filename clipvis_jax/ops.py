@@ -1,9 +1,9 @@
-"""Small array operations shared by the models: resizing, position encoding, padding."""
+"""Small array operations shared by models and losses: resizing, sampling at points, position encoding, padding."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 
 STRIDE = 32
 """Networks see images padded to a multiple of this."""
@@ -27,6 +27,54 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[
         x.astype(jnp.float32), shape, "linear", antialias=False, precision=jax.lax.Precision.HIGHEST
     )
     return resized.astype(x.dtype)
+
+
+def _corners(
+    points_norm: Float[Array, "p 2"], height: int, width: int
+) -> list[tuple[Int[Array, " p"], Int[Array, " p"], Float[Array, " p"]]]:
+    """Return row, column and bilinear weight of the four pixels around each point; outside the map the weight is 0."""
+    x = points_norm[:, 0] * width - 0.5
+    y = points_norm[:, 1] * height - 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    corners = []
+    for row in (top, top + 1):
+        for column in (left, left + 1):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            weight = jnp.where(inside, (1 - jnp.abs(x - column)) * (1 - jnp.abs(y - row)), 0)
+            corners.append(
+                (
+                    jnp.clip(row, 0, height - 1).astype(jnp.int32),
+                    jnp.clip(column, 0, width - 1).astype(jnp.int32),
+                    weight,
+                )
+            )
+    return corners
+
+
+def point_sample(x: Float[Array, "h w c"], points_norm: Float[Array, "p 2"]) -> Float[Array, "p c"]:
+    """Sample a map bilinearly at points (x, y), given as fractions (0..1) of its width and height.
+
+    Pixel centres lie at half pixels; outside the map counts as 0. Computes in float32.
+    Matches the authors' code: ``F.grid_sample(align_corners=False, padding_mode="zeros")``.
+    """
+    height, width, channels = x.shape
+    table = x.reshape(height * width, channels)
+    sampled = jnp.zeros((points_norm.shape[0], channels), jnp.float32)
+    for row, column, weight in _corners(points_norm, height, width):
+        pixels = table.at[row * width + column].get(mode="promise_in_bounds")
+        sampled += pixels.astype(jnp.float32) * weight[:, None]
+    return sampled
+
+
+def point_sample_packed(packed: UInt8[Array, "h w8"], points_norm: Float[Array, "p 2"]) -> Float[Array, " p"]:
+    """Sample a mask as ``point_sample`` does, out of its bits: eight columns to a byte, the first one highest."""
+    height, row_bytes = packed.shape
+    table = packed.reshape(-1)
+    sampled = jnp.zeros(points_norm.shape[0], jnp.float32)
+    for row, column, weight in _corners(points_norm, height, 8 * row_bytes):
+        byte = table.at[row * row_bytes + column // 8].get(mode="promise_in_bounds").astype(jnp.int32)
+        sampled += ((byte >> (7 - column % 8)) & 1) * weight
+    return sampled
 
 
 def sine_position_encoding(height: int, width: int, dim: int) -> Float[np.ndarray, "h w d"]:

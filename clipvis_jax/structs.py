@@ -118,8 +118,8 @@ class PointDraws:
 class LossSums:
     """Numerators and denominators of the losses, for every layer; sums of batches are sums of these.
 
-    ``object`` is divided by ``object_weight``, ``mask`` and ``dice`` by ``targets``, ``iou`` by ``overlapping`` (matched
-    pairs that overlap at all). ``matched_iou`` over ``matched`` is a metric: the mean mask IoU of matched pairs.
+    ``object`` is divided by ``object_weight``, ``mask`` and ``dice`` by ``targets``, ``iou`` by ``overlapping``
+    (matched pairs that overlap at all). ``matched_iou`` over ``matched`` is a metric: the mean IoU of matched pairs.
     """
 
     object: Float[Array, "... l"]
