@@ -5,7 +5,7 @@ An image is a video of one frame.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Polygons = tuple[tuple[float, ...], ...]
 """Outlines of the parts of a mask: x and y of their corners by turns, in pixels."""
@@ -76,6 +76,7 @@ class VideoRecord:
         return len(self.file_names)
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Videos in the order of their ids, read when they are asked for.
 
