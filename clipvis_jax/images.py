@@ -1,7 +1,7 @@
 """Read images as 8-bit RGB, whatever their mode."""
 
+import io
 import re
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +14,26 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file as 8-bit RGB; see `decode_image`."""
-    return _decode(path, str(path))
+    """Read an image file as 8-bit RGB, turned by its EXIF orientation.
+
+    16-bit pixels are scaled, transparent ones blended with black; of several pages the first is read.
+
+    Raises:
+        InputError: the file cannot be read, or has 32-bit pixels, for which no range is defined.
+    """
+    return _read(path, str(path))
 
 
 def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode the content of an image file as 8-bit RGB, turned by its EXIF orientation.
-
-    16-bit pixels are scaled, transparent ones blended with black; of several pages the first is read. Messages call
-    it `name`.
+    """Decode the bytes of an image file, as `read_image` does; `name` is what messages call it.
 
     Raises:
-        InputError: it cannot be read, or has 32-bit pixels, for which no range is defined.
+        InputError: see `read_image`.
     """
-    return _decode(BytesIO(data), name)
+    return _read(io.BytesIO(data), name)
 
 
-def _decode(source: Path | BytesIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def _read(source: Path | io.BytesIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with Image.open(source) as file:
             image = ImageOps.exif_transpose(file)

@@ -78,19 +78,27 @@ class VideoRecord:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Videos in the order of their ids, read when they are asked for.
+    """Videos in the order of their ids, read when they are asked for."""
 
-    Attributes:
-        name: What messages and reports call it.
-        categories: In the order of their ids; a class's index in a vocabulary is its position here.
-        has_annotations: False for test sets, whose ground truth is not public.
-        digest: SHA-256 of the annotation file, as hexadecimal digits.
-    """
+    @property
+    def name(self) -> str:
+        """What messages and reports call it."""
+        ...
 
-    name: str
-    categories: Sequence[Category]
-    has_annotations: bool
-    digest: str
+    @property
+    def categories(self) -> Sequence[Category]:
+        """In the order of their ids; a class's index in a vocabulary is its position here."""
+        ...
+
+    @property
+    def has_annotations(self) -> bool:
+        """Whether it has any instance; not so for test sets, whose ground truth is not public."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the annotation file, as hexadecimal digits."""
+        ...
 
     def __len__(self) -> int: ...
 

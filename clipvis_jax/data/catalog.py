@@ -1,0 +1,202 @@
+"""The data sets of the paper by name: where their files lie, how they are scored, where results are handed in."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+
+from clipvis_jax.data.formats import BURST, COCO, YOUTUBE_VIS, Format
+from clipvis_jax.data.raw import RawDataset
+from clipvis_jax.data.records import Dataset
+from clipvis_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """Where results are scored whose ground truth is not public.
+
+    ``zip_limit`` is the largest upload in bytes; None if no limit is known.
+    """
+
+    name: str
+    url: str
+    zip_limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CatalogEntry:
+    """A known data set.
+
+    Attributes:
+        name: What the command line calls it.
+        format: The format of its annotation file.
+        annotations: Where that file may lie below the data root; the first that exists is used.
+        images: The folders that its images may lie in, likewise.
+        protocol: The name of the protocol that scores it; None for sets of images.
+        server: Where results are handed in, if the ground truth is not public.
+        novel_names: Names of classes to report as novel, where the file does not say so itself.
+        authors_novel_names: Those that the authors' script has in effect; it breaks names at underscores' spaces.
+        drop_frequencies: Instances of classes with these frequencies are left out.
+    """
+
+    name: str
+    format: Format
+    annotations: tuple[str, ...]
+    images: tuple[str, ...]
+    protocol: str | None = None
+    server: Server | None = None
+    novel_names: tuple[str, ...] = ()
+    authors_novel_names: tuple[str, ...] = ()
+    drop_frequencies: tuple[str, ...] = ()
+
+
+_CODALAB = "https://codalab.lisn.upsaclay.fr/competitions"
+_YTVIS19_SERVER = Server("CodaLab YouTube-VIS 2019", f"{_CODALAB}/6064")
+_YTVIS21_SERVER = Server("CodaLab YouTube-VIS 2021", f"{_CODALAB}/7680")
+_OVIS_SERVER = Server("CodaLab OVIS", f"{_CODALAB}/4763")
+_LVVIS_SERVER = Server("Codabench LV-VIS", "https://www.codabench.org/competitions/1748/")
+
+# There is no official split. The authors' script tells novel classes by a list of words that broke names at spaces,
+# so that earless_seal and flying_disc count as base there.
+_YTVIS19_EFFECTIVE = ("sedan", "ape", "snake", "hand", "leopard", "fox")
+_YTVIS21_EFFECTIVE = ("fox", "leopard", "snake", "whale")
+_YTVIS19_NOVEL = (*_YTVIS19_EFFECTIVE, "earless_seal")
+_YTVIS21_NOVEL = (*_YTVIS21_EFFECTIVE, "earless_seal", "flying_disc")
+
+
+def _ytvis(year: str, split: str) -> CatalogEntry:
+    folder = f"ytvis20{year}"
+    return CatalogEntry(
+        f"ytvis{year}_{split}",
+        YOUTUBE_VIS,
+        (f"{folder}/{split}.json", f"{folder}/{split}/instances.json"),
+        (f"{folder}/{split}/JPEGImages", f"{folder}/{split}"),
+        "ytvis",
+        None if split == "train" else _YTVIS19_SERVER if year == "19" else _YTVIS21_SERVER,
+        _YTVIS19_NOVEL if year == "19" else _YTVIS21_NOVEL,
+        _YTVIS19_EFFECTIVE if year == "19" else _YTVIS21_EFFECTIVE,
+    )
+
+
+def _ovis(split: str) -> CatalogEntry:
+    return CatalogEntry(
+        f"ovis_{split}",
+        YOUTUBE_VIS,
+        (f"ovis/annotations_{split}.json", f"ovis/annotations/{split}.json", f"ovis/{split}.json"),
+        (f"ovis/{split}/JPEGImages", f"ovis/{split}"),
+        "ytvis",
+        None if split == "train" else _OVIS_SERVER,
+    )
+
+
+def _lvvis(split: str, *files: str) -> CatalogEntry:
+    return CatalogEntry(
+        f"lvvis_{split}",
+        YOUTUBE_VIS,
+        tuple(f"lvvis/{split}/{file}" for file in files),
+        (f"lvvis/{split}/JPEGImages",),
+        "lvvis",
+        _LVVIS_SERVER if split == "test" else None,
+    )
+
+
+def _burst(split: str, *files: str, is_converted: bool = False) -> CatalogEntry:
+    return CatalogEntry(
+        f"burst_{split}_converted" if is_converted else f"burst_{split}",
+        YOUTUBE_VIS if is_converted else BURST,
+        files,
+        (f"burst/frames/{split}", f"burst/{split}"),
+        # The authors' protocol needs fields that only their conversion writes.
+        "burst_clipvis" if is_converted else "ytvis",
+    )
+
+
+def _lvis(name: str, split: str, drop_frequencies: tuple[str, ...] = ()) -> CatalogEntry:
+    return CatalogEntry(name, COCO, (f"lvis/lvis_v1_{split}.json",), ("coco",), drop_frequencies=drop_frequencies)
+
+
+def _coco(split: str) -> CatalogEntry:
+    return CatalogEntry(
+        f"coco_{split}", COCO, (f"coco/annotations/instances_{split}2017.json",), (f"coco/{split}2017",)
+    )
+
+
+def _raw_burst_files(split: str) -> tuple[str, ...]:
+    names = ("train.json", "all_classes.json") if split == "train" else ("all_classes.json",)
+    return tuple(f"burst/{folder}{split}/{name}" for folder in ("", "annotations/") for name in names)
+
+
+CATALOG: dict[str, CatalogEntry] = {
+    entry.name: entry
+    for entry in (
+        *(_ytvis(year, split) for year in ("19", "21") for split in ("train", "valid", "test")),
+        *(_ovis(split) for split in ("train", "valid", "test")),
+        _lvvis("train", "train_ytvis_style.json", "train_instances.json"),
+        _lvvis("val", "val_instances_.json", "val_instances.json"),
+        _lvvis("test", "test_instances.json"),
+        *(_burst(split, *_raw_burst_files(split)) for split in ("train", "val", "test")),
+        _burst("val", "burst/val/b2y_val.json", "burst/b2y_val.json", is_converted=True),
+        _lvis("lvis_train", "train"),
+        _lvis("lvis_train_norare", "train", drop_frequencies=("r",)),
+        _lvis("lvis_val", "val"),
+        *(_coco(split) for split in ("train", "val")),
+    )
+}
+"""All known data sets by name."""
+
+
+def open_dataset(
+    name_or_path: str | Path,
+    data_root: str | Path | None = None,
+    images: str | Path | None = None,
+    *,
+    check_images: bool = True,
+) -> Dataset:
+    """Open a known data set or your own.
+
+    Args:
+        name_or_path: A name of `CATALOG`; or an annotation file, whose format is told from its keys.
+        data_root: The folder with all known data sets; needed for a name.
+        images: The folder that file names of frames start from. Default: the known one; for an annotation file
+            ``JPEGImages`` beside it, or else the folder that it lies in.
+        check_images: False if only the annotations are wanted; then the image folder may be missing.
+
+    Raises:
+        InputError: There is no such data set, a file or folder is missing, or the annotation file cannot be used.
+    """
+    name = str(name_or_path)
+    if name in CATALOG:
+        if data_root is None:
+            raise InputError(f"data set '{name}': name the folder that holds the data sets with --data-root")
+        dataset = _open_entry(CATALOG[name], Path(data_root), None if images is None else Path(images))
+    else:
+        dataset = _open_file(Path(name_or_path), None if images is None else Path(images))
+    if check_images:
+        dataset.check_images()
+    return dataset
+
+
+def _open_entry(entry: CatalogEntry, data_root: Path, images: Path | None) -> RawDataset:
+    if not data_root.is_dir():
+        raise InputError(f"{data_root}: is not a folder; --data-root is the folder that holds the data sets")
+    annotations = [data_root / path for path in entry.annotations]
+    found = [path for path in annotations if path.exists()]
+    if not found:
+        others = "".join(f" (or {path.relative_to(data_root)} beside it)" for path in annotations[1:2])
+        raise InputError(f"{annotations[0]}: does not exist{others}; data set '{entry.name}' needs its annotation file")
+    folders = [data_root / path for path in entry.images]
+    folder = images or next((folder for folder in folders if folder.is_dir()), folders[0])
+    return RawDataset(
+        found[0], folder, annotation_format=entry.format, name=entry.name, drop_frequencies=entry.drop_frequencies
+    )
+
+
+def _open_file(path: Path, images: Path | None) -> RawDataset:
+    if not path.exists():
+        close = difflib.get_close_matches(str(path), CATALOG, n=3, cutoff=0.5)
+        names = f"the closest names are {', '.join(close)}" if close else f"the names are {', '.join(CATALOG)}"
+        raise InputError(f"{path}: is neither a known data set nor an existing file; {names}")
+    if images is None:
+        images = path.parent / "JPEGImages"
+        if not images.is_dir():
+            images = path.parent
+    return RawDataset(path, images)

@@ -1,0 +1,12 @@
+"""Annotation formats: what a record of each looks like, and how it becomes a record of ``clipvis_jax.data.records``."""
+
+from clipvis_jax.data.formats.burst import BURST
+from clipvis_jax.data.formats.coco import COCO
+from clipvis_jax.data.formats.format import Format
+from clipvis_jax.data.formats.recognition import check_format, recognize_format
+from clipvis_jax.data.formats.youtube_vis import YOUTUBE_VIS
+
+__all__ = ["BURST", "COCO", "FORMATS", "YOUTUBE_VIS", "Format", "check_format", "recognize_format"]
+
+FORMATS = {annotation_format.name: annotation_format for annotation_format in (YOUTUBE_VIS, COCO, BURST)}
+"""All formats by name."""

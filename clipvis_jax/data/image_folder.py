@@ -1,0 +1,44 @@
+"""The folder that holds a data set's frames, from which nothing outside it can be read."""
+
+import os
+from pathlib import Path
+
+from clipvis_jax.errors import InputError
+
+
+class ImageFolder:
+    """Reads files below a folder by the relative names that annotations give."""
+
+    def __init__(self, root: Path) -> None:
+        """Take the folder; whether it exists is for ``check``."""
+        self.root = root
+        self._real_root: str | None = None
+
+    def check(self) -> None:
+        """Make sure that the folder exists.
+
+        Raises:
+            InputError: It does not.
+        """
+        if not self.root.is_dir():
+            raise InputError(f"{self.root}: is not a folder; the data set's images must lie there")
+
+    def read(self, name: str, where: str) -> bytes:
+        """Return the bytes of a file; ``where`` says in messages which video it belongs to.
+
+        Raises:
+            InputError: The file is missing, cannot be read, or lies outside the folder, be it by a link.
+        """
+        path = self.root / name
+        if self._real_root is None:
+            self._real_root = os.path.realpath(self.root)
+        if not Path(os.path.realpath(path)).is_relative_to(self._real_root):
+            raise InputError(
+                f"{path}: leads out of the image folder ({where}); correct the file name or remove the link"
+            )
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: is missing ({where}); complete the image folder or name another one") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({where}): {error.strerror or error}") from error

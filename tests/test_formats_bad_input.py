@@ -1,0 +1,259 @@
+"""Annotation files and image folders that cannot be used: one line each, naming file, record and field."""
+
+import copy
+import json
+import os
+
+import pytest
+from annotation_files import (
+    FILES,
+    HEIGHT,
+    WIDTH,
+    box_mask,
+    burst,
+    coco,
+    compressed,
+    image_bytes,
+    lvis,
+    write_dataset,
+    youtube_vis,
+)
+
+from clipvis_jax import InputError
+from clipvis_jax.data.formats import BURST, COCO, YOUTUBE_VIS
+from clipvis_jax.data.frames import decode_frame
+from clipvis_jax.data.raw import RawDataset
+
+DELETE = object()
+
+
+def changed(content, path, value):
+    """Set, or delete, what a path of keys leads to."""
+    *keys, last = path
+    place = content = copy.deepcopy(content)
+    for key in keys:
+        place = place[key]
+    if value is DELETE:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
+def fails(tmp_path, content, message, **options):
+    path, images = write_dataset(tmp_path, content, frames=False)
+    with pytest.raises(InputError, match=rf"^{path}: [^\n]*{message}[^\n]*$"):
+        RawDataset(path, images, **options)
+
+
+TURNED = compressed(box_mask(size=(WIDTH, HEIGHT)))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["videos", 1, "id"], 7, r"videos\[1\].id is 7, which an earlier record has"),
+        (["annotations", 2, "id"], 1, r"annotations\[2\].id is 1, which an earlier"),
+        (["categories", 1, "id"], 30, r"categories\[1\].id is 30, which an earlier"),
+        (["categories", 0, "name"], DELETE, r"categories\[0\] has no 'name'"),
+        (["categories", 0, "synonyms"], [3], r"categories\[0\].synonyms\[0\] is 3; text"),
+        (["categories", 0, "partition"], "0", r"categories\[0\].partition is '0'; a whole number"),
+        (["videos", 0, "id"], "7", r"videos\[0\].id is '7'; a whole number"),
+        (["videos", 0, "height"], 0, r"videos\[0\].height is 0; it must lie between 1 and"),
+        (["videos", 0, "length"], 4, r"videos\[0\].length is 4, but there are 3 file_names"),
+        (["videos", 0, "file_names"], [], r"videos\[0\].file_names is empty"),
+        (["videos", 0, "file_names"], DELETE, r"videos\[0\] has no 'file_names'"),
+        (["videos", 0, "file_names", 1], 5, r"videos\[0\].file_names\[1\] is 5; text"),
+        (["videos", 0, "file_names", 1], "../../etc/passwd", r"file_names\[1\] is '../../etc/passwd', which leads out"),
+        (["videos", 0, "file_names", 1], "a\\..\\passwd", r"file_names\[1\] is .*, which leads out"),
+        (["videos", 0, "file_names", 1], "/etc/passwd", r"file_names\[1\] is '/etc/passwd', which leads out"),
+        (["videos", 0, "file_names", 1], "a\0b", r"file_names\[1\] is .*, which leads out"),
+        (["videos"], DELETE, r"has no 'videos'; give a whole"),
+        (["videos"], {"id": 1}, r"videos is \{'id': 1\}; a list"),
+        (["categories"], DELETE, r"has no 'categories'; give a whole"),
+        (["annotations"], {}, r"annotations is \{\}; a list"),
+        (["annotations", 0], None, r"annotations\[0\] is None; an object"),
+        (["annotations", 0, "video_id"], 8, r"annotations\[0\].video_id is 8, but there is no such video"),
+        (["annotations", 0, "category_id"], 1, r"annotations\[0\].category_id is 1, but there is no such category"),
+        (["annotations", 0, "iscrowd"], 2, r"annotations\[0\].iscrowd is 2; 0 or 1"),
+        (["annotations", 0, "areas"], [1], r"annotations\[0\].areas has 1 entries for 3 frames"),
+        (["annotations", 0, "areas", 0], float("nan"), r"annotations\[0\].areas\[0\] is nan; a finite"),
+        (["annotations", 0, "bboxes", 2], [1, 2, 3], r"annotations\[0\].bboxes\[2\] is \[1, 2, 3\]; \[left, top"),
+        (["annotations", 0, "bboxes", 2, 0], "1", r"annotations\[0\].bboxes\[2\] is '1'; a finite"),
+        (["annotations", 0, "segmentations"], DELETE, r"annotations\[0\] has no 'segmentations'"),
+        (["annotations", 2, "segmentations"], [None], r"annotations\[2\].segmentations has 1 masks, but video 7 has 3"),
+        (
+            ["annotations", 1, "segmentations", 1],
+            TURNED,
+            r"\[1\].segmentations: size is \[8, 6\], but video 2",
+        ),
+        (["annotations", 0, "segmentations", 1], TURNED, r"segmentations\[2\].size is \[6, 8\], but an earlier mask"),
+        (["annotations", 0, "segmentations", 1], 5, r"annotations\[0\].segmentations\[1\] is neither null, polygons"),
+        (["annotations", 0, "segmentations", 1, "counts"], [1, 2], r"segmentations\[1\] counts are not whole numbers"),
+        (["annotations", 0, "segmentations", 2, "counts"], "o9", r"annotations\[0\]: the mask of frame 2 is damaged"),
+        (["annotations", 0, "segmentations", 0, 0, 1], 1e7, r"segmentations\[0\] holds a polygon with a number"),
+        (["annotations", 0, "segmentations", 0, 0, 1], float("inf"), r"segmentations\[0\] holds a polygon with a num"),
+        (["annotations", 0, "segmentations", 0, 0, 1], "x", r"segmentations\[0\] holds .*; a polygon is a list"),
+    ],
+)
+def test_youtube_vis(tmp_path, path, value, message):
+    fails(tmp_path, changed(youtube_vis(), path, value), message)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["images", 1, "id"], 12, r"images\[1\].id is 12, which an earlier"),
+        (["images", 1, "file_name"], DELETE, r"images\[1\] has no 'file_name'"),
+        (["images", 1, "file_name"], "/3.jpg", r"images\[1\].file_name is '/3.jpg', which leads out"),
+        (["annotations", 0, "image_id"], 8, r"annotations\[0\].image_id is 8, but there is no such image"),
+        (["annotations", 0, "segmentation"], DELETE, r"annotations\[0\] has no 'segmentation'"),
+        (["annotations", 1, "segmentation"], TURNED, r"annotations\[1\].segmentation: size is \[8, 6\], but image 12"),
+        (["annotations", 1, "segmentation", "counts"], [1], r"annotations\[1\].segmentation counts are not whole"),
+        (["annotations", 0, "area"], "x", r"annotations\[0\].area is 'x'; a finite number"),
+    ],
+)
+def test_coco(tmp_path, path, value, message):
+    fails(tmp_path, changed(coco(), path, value), message)
+
+
+def test_lvis(tmp_path):
+    fails(tmp_path, changed(lvis(), ["images", 0, "coco_url"], "http://x/../1.jpg"), "coco_url is .*leads out")
+    fails(tmp_path, changed(lvis(), ["images", 0, "neg_category_ids"], ["x"]), r"neg_category_ids is \['x'\]; a list")
+    fails(
+        tmp_path,
+        changed(lvis(), ["categories", 1, "frequency"], DELETE),
+        "category 2 has no 'freq",
+        drop_frequencies="r",
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["sequences", 1, "id"], 1, r"sequences\[1\].id is 1, which an earlier"),
+        (["sequences", 0, "dataset"], DELETE, r"sequences\[0\] has no 'dataset'"),
+        (["sequences", 0, "dataset"], "../x", r"annotated_image_paths\[0\] is '../x/v_1/f1.jpg', which leads out"),
+        (["sequences", 0, "annotated_image_paths"], [], r"sequences\[0\].annotated_image_paths is empty"),
+        (["sequences", 0, "segmentations"], [{}], r"segmentations has 1 frames for 2 annotated"),
+        (["sequences", 0, "segmentations", 0], [], r"segmentations\[0\] is \[\]; an object with masks by track"),
+        (["sequences", 0, "segmentations", 0], {"9": {"rle": "x"}}, r"segmentations\[0\] has track '9', which has no"),
+        (["sequences", 0, "segmentations", 0, "1", "rle"], [1], r"segmentations\[0\]\[1\].rle is \[1\]; text"),
+        (["sequences", 0, "segmentations", 0, "1", "rle"], "o9", r"sequences\[0\]: the mask of frame 0 is damaged"),
+        (["sequences", 0, "track_category_ids"], [], r"sequences\[0\].track_category_ids is \[\]; an object"),
+        (["sequences", 0, "track_category_ids", "1"], "x", r"track_category_ids.1 is 'x'; a whole number"),
+        (["sequences", 0, "track_category_ids", "1"], 2, r"a track of video 1.category_id is 2, but there is no such"),
+    ],
+)
+def test_burst(tmp_path, path, value, message):
+    fails(tmp_path, changed(burst(), path, value), message)
+
+
+@pytest.mark.parametrize("expected", [COCO, BURST, YOUTUBE_VIS])
+@pytest.mark.parametrize("name", FILES)
+def test_another_format_than_expected(tmp_path, name, expected):
+    found = {"lvis": COCO, "coco": COCO, "burst": BURST}.get(name, YOUTUBE_VIS)
+    if found is not expected:
+        message = f"is in {found.title} format .'{found.videos}'.*, but {expected.title} format .* is needed"
+        fails(tmp_path, FILES[name](), message, annotation_format=expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not an annotation file"),
+        (b"[]", "is not an annotation file; its JSON must begin with an object"),
+        (b"{}", "has neither 'videos'"),
+        (b'{"info": 1}', "has neither 'videos'"),
+        (b'{"videos": [{"id": 1, "hei', "is not valid JSON .Unterminated string .* at byte 22 of 26.*cut off"),
+        (b'{"videos": [', "is not valid JSON .Expecting value at byte 12 of 12"),
+        (b'{"videos": []', "is not valid JSON .Expecting ',' at byte 13 of 13"),
+        (b'{"videos": [], "images": [1,]}', "is not valid JSON .Expecting value at byte 28"),
+        (b'{"videos": [], }', "is not valid JSON .Expecting value at byte 15"),
+        (b'{"videos": [] "x": 1}', "is not valid JSON .Expecting ','"),
+        (b'{"videos": [], 5: 1}', "is not valid JSON .Expecting a name in quotes"),
+        (b'{"videos" []}', "is not valid JSON .Expecting ':'"),
+        (b'{"videos": [], "categories": []} x', "is not valid JSON .Extra data at byte 33"),
+        (b'{"videos": [], "categories": [{"id": 1, "name": "\xff"}]}', "is not a JSON file that can be read .'utf-8'"),
+        (b'{"info": [' + b"[" * 100_000, "is not a JSON file that can be read"),
+        ('{"videos": []}'.encode("utf-16"), "is not an annotation file"),
+    ],
+)
+def test_unusable_files(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{path}: {message}[^\n]*$"):
+        RawDataset(path, tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
+def test_truncated_file(tmp_path, share):
+    path, images = write_dataset(tmp_path, youtube_vis(), frames=False)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=rf"^{path}: is not valid JSON .*cut off: write or download it again$"):
+        RawDataset(path, images)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(InputError, match=r"nothing.json: cannot be read \(No such file"):
+        RawDataset(tmp_path / "nothing.json", tmp_path)
+    path, images = write_dataset(tmp_path, youtube_vis())
+    (images / "b" / "1.jpg").unlink()
+    dataset = RawDataset(path, images)
+    with pytest.raises(InputError, match=r"^.*images/b/1.jpg: is missing \(frame 1 of video 7\); complete"):
+        dataset.read_frame(1, 1)
+    dataset = RawDataset(path, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="elsewhere: is not a folder; the data set's images must lie there"):
+        dataset.check_images()
+
+
+def test_links_out_of_the_image_folder(tmp_path):
+    path, images = write_dataset(tmp_path, youtube_vis())
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(b"x")
+    (images / "b" / "1.jpg").unlink()
+    (images / "b" / "1.jpg").symlink_to(secret)
+    (images / "b" / "2.jpg").unlink()
+    (images / "b" / "2.jpg").symlink_to("0.jpg")
+    link = tmp_path / "link"
+    link.symlink_to(images)
+    for folder in (images, link):
+        dataset = RawDataset(path, folder)
+        with pytest.raises(InputError, match=r"b/1.jpg: leads out of the image folder \(frame 1 of video 7\)"):
+            dataset.read_frame(1, 1)
+        assert dataset.read_frame(1, 2) == dataset.read_frame(1, 0)
+
+
+def test_file_that_changed(tmp_path):
+    path, images = write_dataset(tmp_path, youtube_vis(), frames=False)
+    dataset = RawDataset(path, images)
+    path.write_text(json.dumps(youtube_vis()) + " ")
+    with pytest.raises(InputError, match="has changed since it was opened; start again"):
+        dataset[0]
+    path.unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        dataset[0]
+
+
+def test_decoded_frames_have_the_annotated_size(tmp_path):
+    path, images = write_dataset(tmp_path, youtube_vis())
+    (images / "b" / "1.jpg").write_bytes(image_bytes(0, WIDTH, HEIGHT))
+    (images / "b" / "2.jpg").write_bytes(b"x")
+    dataset = RawDataset(path, images)
+    assert decode_frame(dataset, 1, 0).shape == (HEIGHT, WIDTH, 3)
+    assert (decode_frame(dataset, 1, 0, dataset[1]) == decode_frame(dataset, 1, 0)).all()
+    with pytest.raises(InputError, match=r"annotations: b/1.jpg \(video 7\) is 6x8 pixels, but the .* say 8x6"):
+        decode_frame(dataset, 1, 1)
+    with pytest.raises(InputError, match=r"annotations: b/2.jpg: is not an image that can be read"):
+        decode_frame(dataset, 1, 2)
+
+
+def test_mistakes_are_found_early(tmp_path):
+    """A mistake near the beginning must not make us read the rest of a large file."""
+    path = tmp_path / "x.json"
+    with path.open("wb") as file:
+        file.write(b'{"videos": [{"id" 1}, ')
+        os.ftruncate(file.fileno(), 10**11)  # a sparse file
+    with pytest.raises(InputError, match=r"is not valid JSON .Expecting ':' delimiter at byte 18"):
+        RawDataset(path, tmp_path)
