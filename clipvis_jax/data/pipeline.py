@@ -1,0 +1,360 @@
+"""Training batches: an endless stream that the seed alone decides.
+
+Worker processes, the number of processes and restarts change nothing: batch k holds the same examples in the same
+order and with the same augmentation, and of every batch a process gets its own contiguous share. Grain runs the
+workers; the order is `ExampleOrder`'s.
+"""
+
+import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Bool, Int, UInt8
+
+from clipvis_jax.data.records import Dataset, VideoRecord
+from clipvis_jax.data.sampling import ExampleOrder, example_rng, make_example_order, usable_instances
+from clipvis_jax.data.transforms import LargeScaleJitter, ShortSideResize
+from clipvis_jax.errors import InputError
+from clipvis_jax.images import decode_image
+
+_STRIDE = 32
+"""The network's coarsest feature map has one pixel for so many of the input."""
+
+State = dict[str, Any]
+"""Where a stream is: JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """What training batches are made of.
+
+    Attributes:
+        batch_size: Frames in a batch, over all processes.
+        image_size: Height and width of the network's input, multiples of 32.
+        augmentation: How frames are moved, scaled and cut.
+        max_instances: Places for instances per frame. Where there are more, the largest are kept.
+        repeat_threshold: Classes in a smaller share of the videos are repeated; 0 repeats nothing.
+        excluded_frequencies: Instances of classes of these frequencies (``f``, ``c``, ``r``) are left out, which makes
+            ``("r",)`` of LVIS what the authors call "norare".
+        max_unreadable: How many frames may turn out to be unreadable, per process, before training stops.
+        seed: Decides the order of examples and all augmentation.
+        num_workers: Processes that prepare batches; 0 prepares them in a thread of this one.
+        batches_ahead: How many batches each worker keeps ready.
+    """
+
+    batch_size: int = 16
+    image_size: tuple[int, int] = (1024, 1024)
+    augmentation: LargeScaleJitter | ShortSideResize = LargeScaleJitter()
+    max_instances: int = 100
+    repeat_threshold: float = 0.001
+    excluded_frequencies: tuple[str, ...] = ()
+    max_unreadable: int = 100
+    seed: int = 0
+    num_workers: int = 2
+    batches_ahead: int = 2
+
+    def __post_init__(self) -> None:
+        if any(size < _STRIDE or size % _STRIDE for size in self.image_size):
+            raise InputError(f"image_size is {self.image_size}; give a height and a width that {_STRIDE} divides")
+        for name, low in (
+            ("batch_size", 1),
+            ("max_instances", 1),
+            ("max_unreadable", 0),
+            ("seed", 0),
+            ("num_workers", 0),
+            ("batches_ahead", 1),
+        ):
+            if getattr(self, name) < low:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least {low}")
+        if not 0 <= self.repeat_threshold <= 1:
+            raise InputError(f"repeat_threshold is {self.repeat_threshold}; give a share from 0 to 1")
+        if unknown := set(self.excluded_frequencies) - set("fcr"):
+            raise InputError(f"excluded_frequencies has {min(unknown)!r}; give f, c or r")
+
+
+class TrainBatch(NamedTuple):
+    """Frames of a process's share of a batch with their instances.
+
+    Attributes:
+        image: Augmented RGB frames.
+        masks_packed: Masks, eight pixels of a row to the byte, first pixel highest; zeros in places not taken.
+        valid: Whether a place holds an instance; those that do come first.
+        valid_size: Height and width of what the network takes for the picture; beyond, it sees zeros.
+        video: Index of each example's video in the data set.
+        frame: Index of the frame in its video.
+    """
+
+    image: UInt8[np.ndarray, "b h w 3"]
+    masks_packed: UInt8[np.ndarray, "b n h w8"]
+    valid: Bool[np.ndarray, "b n"]
+    valid_size: Int[np.ndarray, "b 2"]
+    video: Int[np.ndarray, " b"]
+    frame: Int[np.ndarray, " b"]
+
+
+class TrainIterator(Iterator[TrainBatch]):
+    """An endless iterator over a process's shares of all batches; made by `make_train_iterator`.
+
+    Close it, or use it as a context, so that worker processes and shared memory go at once. Its state is the number
+    of batches handed out and what was found broken so far; it fits any number of workers and processes. A caller that
+    fetches ahead must keep the state that belongs to the batch it works on.
+
+    Attributes:
+        num_cut_off: How many instances found no place so far.
+    """
+
+    def __init__(self, source: "_BatchSource", digest: str) -> None:
+        self._source = source
+        self._identity = {
+            "data": digest,
+            "seed": source.config.seed,
+            "batch_size": source.config.batch_size,
+            "examples": len(source.order.videos),
+        }
+        self._next_batch = 0
+        self._unreadable: set[tuple[int, int]] = set()
+        self._batches: grain.DatasetIterator | None = None
+        self.num_cut_off = 0
+
+    def __next__(self) -> TrainBatch:
+        """Return the next batch.
+
+        Raises:
+            InputError: More frames than allowed cannot be read.
+        """
+        if self._batches is None:
+            self._batches = _start(self._source, self._next_batch)
+        try:
+            raw = next(self._batches)
+            self._report(raw)
+        except BaseException:
+            self.close()
+            raise
+        self._next_batch += 1
+        return self._pad(raw)
+
+    def __enter__(self) -> "TrainIterator":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; the next batch starts new ones."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def get_state(self) -> State:
+        """Return where the stream is, as JSON: `set_state` with it makes the next batch the same again."""
+        return {
+            **self._identity,
+            "batches": self._next_batch,
+            "unreadable": sorted(list(frame) for frame in self._unreadable),
+            "cut_off": self.num_cut_off,
+        }
+
+    def set_state(self, state: State) -> None:
+        """Go to where a stream of the same data, seed and batch size was.
+
+        Raises:
+            InputError: The state belongs to another stream.
+        """
+        for name, value in self._identity.items():
+            if state.get(name) != value:
+                raise InputError(
+                    f"data state: '{name}' was {state.get(name)!r} when it was saved and is {value!r} now; "
+                    "resume with the same data and settings, or start a new run from the saved parameters"
+                )
+        self.close()
+        self._next_batch = int(state["batches"])
+        self._unreadable = {(video, frame) for video, frame in state["unreadable"]}
+        self.num_cut_off = int(state["cut_off"])
+
+    def _report(self, raw: dict[str, Any]) -> None:
+        """Warn of what is broken in a batch, each frame once; stop if it is too much."""
+        limit = self._source.config.max_unreadable
+        for video, frame, reason in raw["skipped"]:
+            if (video, frame) not in self._unreadable:
+                self._unreadable.add((video, frame))
+                if len(self._unreadable) > limit:
+                    raise InputError(f"more than {limit} frames cannot be used, the last: {reason}")
+                warnings.warn(f"skipped a frame, the next usable one stands in: {reason}", stacklevel=3)
+        if raw["cut_off"] and not self.num_cut_off:
+            places = self._source.config.max_instances
+            warnings.warn(
+                f"a frame has more instances than the {places} places of max_instances, and the smallest are left out "
+                "(said once; the log counts them)",
+                stacklevel=3,
+            )
+        self.num_cut_off += raw["cut_off"]
+
+    def _pad(self, raw: dict[str, Any]) -> TrainBatch:
+        """Bring the masks to their full number of places, which workers leave to us: it is mostly zeros."""
+        masks = raw["masks_packed"]
+        places = self._source.config.max_instances
+        padded = np.zeros((len(masks), places, *masks.shape[2:]), np.uint8)
+        padded[:, : masks.shape[1]] = masks
+        valid = np.arange(places) < raw["num_instances"][:, None]
+        # Plain views: grain's arrays in shared memory are of a class of their own, which JAX need not know.
+        image, valid_size, video, frame = (np.asarray(raw[key]) for key in ("image", "valid_size", "video", "frame"))
+        return TrainBatch(image, padded, valid, valid_size, video, frame)
+
+
+def make_train_iterator(
+    dataset: Dataset, config: PipelineConfig, *, process_index: int = 0, process_count: int = 1
+) -> TrainIterator:
+    """Make the stream of training batches of one process; see `TrainIterator`.
+
+    Args:
+        dataset: The data; it is pickled for the worker processes.
+        config: What the batches are made of.
+        process_index: Which share of every batch to make.
+        process_count: Into how many shares a batch is divided.
+
+    Raises:
+        InputError: The processes do not divide the batch, or there is nothing to train on.
+    """
+    if config.batch_size % process_count:
+        raise InputError(f"batch_size is {config.batch_size}; give a multiple of the {process_count} processes")
+    if not dataset.has_annotations:
+        raise InputError(f"{dataset.name}: has no annotations; give a data set to train on")
+    excluded = frozenset(
+        category.id for category in dataset.categories if category.frequency in config.excluded_frequencies
+    )
+    order = make_example_order(
+        dataset, seed=config.seed, repeat_threshold=config.repeat_threshold, excluded_categories=excluded
+    )
+    share = config.batch_size // process_count
+    return TrainIterator(_BatchSource(dataset, config, order, excluded, process_index * share, share), dataset.digest)
+
+
+class _Example(NamedTuple):
+    """A frame and its masks, not yet padded."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    masks_packed: UInt8[np.ndarray, "n h w8"]
+    valid_size: tuple[int, int]
+    video: int
+    frame: int
+    num_cut_off: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _BatchSource:
+    """All shares of one process by their number, as grain reads them; workers get a copy.
+
+    Attributes:
+        start: Where the share starts in a batch.
+        share: How many examples of a batch it holds.
+        first_batch: The batch that has number 0 here.
+    """
+
+    dataset: Dataset
+    config: PipelineConfig
+    order: ExampleOrder
+    excluded: frozenset[int]
+    start: int
+    share: int
+    first_batch: int = 0
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a share as arrays, with lists of what was skipped and how much was cut off."""
+        first = (self.first_batch + int(index)) * self.config.batch_size + self.start
+        skipped: list[tuple[int, int, str]] = []
+        examples = [self._example(first + i, skipped) for i in range(self.share)]
+        num_instances = np.array([len(example.masks_packed) for example in examples], np.int32)
+        height, width = self.config.image_size
+        masks_packed = np.zeros((self.share, max(num_instances.max(), 1), height, width // 8), np.uint8)
+        for example, masks in zip(examples, masks_packed, strict=True):
+            masks[: len(example.masks_packed)] = example.masks_packed
+        return {
+            "image": np.stack([example.image for example in examples]),
+            "masks_packed": masks_packed,
+            "num_instances": num_instances,
+            "valid_size": np.array([example.valid_size for example in examples], np.int32),
+            "video": np.array([example.video for example in examples], np.int32),
+            "frame": np.array([example.frame for example in examples], np.int32),
+            "skipped": skipped,
+            "cut_off": sum(example.num_cut_off for example in examples),
+        }
+
+    def _example(self, position: int, skipped: list[tuple[int, int, str]]) -> _Example:
+        """Make the example at a position of the stream, or of the next video that can be used."""
+        rng = example_rng(self.config.seed, position)
+        for attempt in range(self.config.max_unreadable + 1):
+            video = self.order.replacement(position, attempt)
+            record = self.dataset[video]
+            # Matches the authors' code: all frames are equally likely, those without instances too.
+            frame = int(rng.integers(record.length))
+            try:
+                return self._view(rng, record, video, frame)
+            except (InputError, OSError) as error:
+                skipped.append((video, frame, f"{self.dataset.name}: {record.file_names[frame]}: {error}"))
+        raise InputError(f"{len(skipped)} frames in a row cannot be used, the last: {skipped[-1][2]}")
+
+    def _view(self, rng: np.random.Generator, record: VideoRecord, video: int, frame: int) -> _Example:
+        """Read and augment a frame.
+
+        Raises:
+            InputError: It cannot be used.
+            OSError: It cannot be read.
+        """
+        pixels = decode_image(self.dataset.read_frame(video, frame), "its file")
+        if pixels.shape[:2] != (record.height, record.width):
+            raise InputError(
+                f"is {pixels.shape[1]}x{pixels.shape[0]} pixels, not {record.width}x{record.height} as annotated"
+            )
+        view = self.config.augmentation.draw(rng, (record.height, record.width), self.config.image_size)
+        masks = [
+            view.mask(mask)
+            for instance in usable_instances(record.instances, self.excluded)
+            if (mask := instance.masks[frame]) is not None
+        ]
+        # Differs from the authors' code: they keep an outline that is too thin to cover a pixel, as an empty mask.
+        masks = [mask for mask in masks if mask.any()]
+        num_cut_off = max(len(masks) - self.config.max_instances, 0)
+        if num_cut_off:
+            areas = [int(np.bitwise_count(mask).sum()) for mask in masks]
+            largest = np.argsort(areas, kind="stable")[num_cut_off:]
+            masks = [masks[i] for i in np.sort(largest)]
+        height, width = self.config.image_size
+        packed = np.stack(masks) if masks else np.zeros((0, height, width // 8), np.uint8)
+        return _Example(view.frame(pixels), packed, view.valid_size, video, frame, num_cut_off)
+
+
+def _start(source: _BatchSource, first_batch: int) -> grain.DatasetIterator:
+    """Start to prepare batches."""
+    config = source.config
+    batches = grain.MapDataset.source(dataclasses.replace(source, first_batch=first_batch))
+    if config.num_workers == 0:
+        return iter(
+            batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.batches_ahead))
+        )
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers
+    return iter(
+        batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=config.num_workers, per_worker_buffer_size=config.batches_ahead),
+            worker_init_fn=_leave_devices_alone,
+        )
+    )
+
+
+def _leave_devices_alone(worker: int, num_workers: int) -> None:
+    """Keep a worker off the accelerator, which its parent uses."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
