@@ -10,8 +10,10 @@ from typing import Annotated
 
 import tyro
 
+from clipvis_jax.commands.ablate import Ablate
 from clipvis_jax.commands.convert import Convert
-from clipvis_jax.commands.interrupt import STOPPED
+from clipvis_jax.commands.evaluate import Evaluate
+from clipvis_jax.commands.interrupt import GOES_ON, STOPPED
 from clipvis_jax.commands.predict import Predict
 from clipvis_jax.commands.shapes import Shapes
 from clipvis_jax.errors import InputError
@@ -20,8 +22,13 @@ from clipvis_jax.version import __version__
 Command = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Evaluate, tyro.conf.subcommand("eval")]
+    | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[Shapes, tyro.conf.subcommand("shapes")]
 )
+
+RESUMABLE = (Evaluate, Ablate, Shapes)
+"""Commands that keep what is finished when they are stopped."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"clipvis {__version__}")
         return 0
+    command: Command | None = None
     try:
         command = tyro.cli(
             Command,
@@ -49,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"clipvis: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
+        print(GOES_ON if isinstance(command, RESUMABLE) else STOPPED, file=sys.stderr)
         return 130
     return 0
 

@@ -21,7 +21,7 @@ from clipvis_jax.segmenter import VIDEO_TOP_K, Segmenter
 class DatasetFrames:
     """The frames of one video of a data set, as a ``video.FrameSource``."""
 
-    kind: Literal["folder"] = "folder"
+    kind: Literal["video", "folder", "image"] = "folder"
     fps: float | None = None
 
     def __init__(self, dataset: Dataset, index: int) -> None:

@@ -2,9 +2,6 @@
 
 import dataclasses
 
-import jax
-from jax.experimental import multihost_utils
-
 from clipvis_jax.errors import InputError
 
 
@@ -45,6 +42,8 @@ def start_processes(config: DistributedConfig) -> None:
     """
     if not config.auto and config.coordinator is None:
         return
+    import jax  # noqa: PLC0415 (options should answer at once)
+
     try:
         jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
     except (RuntimeError, ValueError) as error:
@@ -56,5 +55,8 @@ def start_processes(config: DistributedConfig) -> None:
 
 def wait_for_all(name: str) -> None:
     """Wait until every process has come to the point of this name."""
+    import jax  # noqa: PLC0415
+    from jax.experimental import multihost_utils  # noqa: PLC0415
+
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -69,4 +69,5 @@ def load(
         weights_hash=_text_identity(model, dtype),
         config=config,
         cache_dir=cache_folder() / "text",
+        source=model.source,
     )

@@ -1,10 +1,11 @@
 """Segment videos and images: frames -> network -> tracks, at once or frame by frame."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -84,6 +85,7 @@ class Segmenter:
         clip_vars: The frozen CLIP.
         params: The trained decoders.
         config: How videos are run.
+        source: Where the weights come from.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class Segmenter:
         weights_hash: str,
         config: InferenceConfig | None = None,
         cache_dir: Path | None = None,
+        source: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
+        self.source = dict(source or {})
         self.config = config or InferenceConfig()
         self.clip_vars, self.params = jax.device_put((clip_vars, params))
         self._tokenizer = tokenizer

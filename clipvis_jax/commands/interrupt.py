@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 
 STOPPED = "clipvis: stopped; nothing was written"
+GOES_ON = "clipvis: stopped; the same command goes on from here"
 
 
 @contextmanager

@@ -1,8 +1,14 @@
 """Scores of results against ground truth, by the official protocols (numpy)."""
 
 from clipvis_jax.evaluation.diagnostics import evaluate_class_agnostic, evaluate_classification
-from clipvis_jax.evaluation.inputs import load_ground_truth, load_results, parse_ground_truth, parse_results
-from clipvis_jax.evaluation.protocols import PROTOCOLS, Protocol
+from clipvis_jax.evaluation.inputs import (
+    ground_truth_from,
+    load_ground_truth,
+    load_results,
+    parse_ground_truth,
+    parse_results,
+)
+from clipvis_jax.evaluation.protocols import PROTOCOLS, Protocol, scoring_rules
 from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate
 
 __all__ = [
@@ -13,8 +19,10 @@ __all__ = [
     "evaluate",
     "evaluate_class_agnostic",
     "evaluate_classification",
+    "ground_truth_from",
     "load_ground_truth",
     "load_results",
     "parse_ground_truth",
     "parse_results",
+    "scoring_rules",
 ]

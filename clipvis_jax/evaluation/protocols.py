@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from clipvis_jax.data.catalog import CATALOG
+from clipvis_jax.data.records import Dataset
+
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
@@ -55,3 +58,23 @@ Surplus results on an annotation are true positives, so recall may exceed 1.
 
 PROTOCOLS = {protocol.name: protocol for protocol in (YTVIS, LVVIS, BURST_CLIPVIS)}
 """All protocols by name."""
+
+
+def scoring_rules(dataset: Dataset, name: str | None = None) -> tuple[list[Protocol], dict[str, set[int]]]:
+    """Say how a data set is scored.
+
+    Args:
+        dataset: The data set.
+        name: Name of a protocol to use instead of the data set's own. A data set without one is scored as YouTube-VIS.
+
+    Returns:
+        The protocols, the main one first, and further groups of category ids to report, by name.
+    """
+    entry = CATALOG.get(dataset.name)
+    main = PROTOCOLS[name or (entry.protocol if entry is not None else None) or YTVIS.name]
+    # The authors' way of scoring BURST takes surplus results for right, so the ordinary one stands beside it.
+    protocols = [main, YTVIS] if main is BURST_CLIPVIS else [main]
+    if entry is None or not entry.novel_names:
+        return protocols, {}
+    novel = {category.id for category in dataset.categories if category.name in entry.novel_names}
+    return protocols, {"base": {category.id for category in dataset.categories} - novel, "novel": novel}

@@ -1,0 +1,121 @@
+"""``clipvis ablate``."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from clipvis_jax.commands.interrupt import stopping_at_once
+from clipvis_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablate:
+    """Switch the parts of the method one by one and score each setting: the paper's ablations.
+
+    The network runs once; its predictions of every frame are kept in OUT/cache (about 1 MB per frame for a full-size
+    model). Matching mode, K, T, objectness and mask IoU weights and prompt templates are then switched without it.
+    Writes ablation.md, ablation.csv, K.svg and T.svg. A run that was stopped goes on where it was.
+
+    For example:
+      clipvis ablate --model model --dataset lvvis_val --data-root data --out ablation
+    """
+
+    dataset: Annotated[str, arg(metavar="NAME|FILE|DIR")]
+    """Data set with annotations: a known name, an annotation file, or a folder made by 'clipvis prepare'."""
+    model: Annotated[Path, arg(metavar="DIR")]
+    """Model folder, made by 'clipvis convert' or training."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_ablation")
+    """Folder for the results and the cache."""
+    data_root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder of all data sets, for data sets given by name."""
+    images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Image folder, for a data set given as an annotation file."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """Use the first N videos only."""
+    k: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (1, 3, 5, 7, 9)
+    """Numbers of best memory frames to try."""
+    t: Annotated[tuple[int, ...], arg(metavar="T [T ...]")] = (1, 5, 9, 13)
+    """Memory lengths to try."""
+    protocol: Annotated[
+        Literal["ytvis", "lvvis", "burst_clipvis"] | None,
+        arg(metavar="{ytvis,lvvis,burst_clipvis}", help_behavior_hint="(default: the data set's own, or ytvis)"),
+    ] = None
+    """Official evaluator to follow."""
+    size: Annotated[int, arg(metavar="PIXELS")] = 480
+    """Shorter side that frames are resized to for the network."""
+    top_k: Annotated[int, arg(metavar="N")] = 50
+    """Number of (track, class) pairs per video."""
+
+    def run(self) -> None:
+        """Run ``clipvis ablate``.
+
+        Raises:
+            InputError: An option, the model or the data set cannot be used.
+        """
+        for name, value in {"limit": self.limit, "top-k": self.top_k}.items():
+            if value is not None and value < 1:
+                raise InputError(f"--{name} {value}: must be 1 or more")
+        with stopping_at_once():
+            from tqdm import tqdm
+
+            from clipvis_jax import ablation
+            from clipvis_jax.checkpoints import hash_variables
+            from clipvis_jax.data.catalog import open_dataset
+            from clipvis_jax.dataset_run import RunFolder
+            from clipvis_jax.evaluation import evaluate, ground_truth_from, parse_results, scoring_rules
+            from clipvis_jax.files import atomic_path, prepare_output_dir
+            from clipvis_jax.loading import enable_compilation_cache, load
+            from clipvis_jax.provenance import versions
+            from clipvis_jax.segmenter import InferenceConfig
+
+            settings = ablation.paper_settings(self.k, self.t)
+            dataset = open_dataset(self.dataset, data_root=self.data_root, images=self.images)
+            if not dataset.has_annotations:
+                raise InputError(f"{self.dataset}: has no annotations, so settings cannot be compared on it")
+            count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
+            enable_compilation_cache()
+            segmenter = load(self.model, config=InferenceConfig(size=self.size, temp_dir=self.out))
+        prepare_output_dir(self.out)
+        weights = hash_variables({"clip_vars": segmenter.clip_vars, "params": segmenter.params})
+        identity = {"weights": weights, "dataset": dataset.digest, "size": self.size, "versions": versions()}
+        RunFolder(self.out / "cache", identity)
+        cache = ablation.cache_dataset(segmenter, dataset, self.out / "cache", count, show_progress=True)
+
+        # Settings that say the same under different names are computed once.
+        distinct = {ablation.identity(setting): setting for setting in settings}
+        runs = {
+            key: RunFolder(self.out / "settings" / key, identity | {"setting": key, "top_k": self.top_k})
+            for key in distinct
+        }
+        ablation.replay_dataset(
+            segmenter,
+            dataset,
+            cache,
+            list(distinct.values()),
+            list(runs.values()),
+            top_k=self.top_k,
+            show_progress=True,
+        )
+
+        ground_truth = ground_truth_from(dataset, count)
+        protocols, groups = scoring_rules(dataset, self.protocol)
+        scores = {}
+        for key, run in tqdm(runs.items(), "scoring", unit="setting"):
+            records = [record for index in range(count) for record in run.read(index)]
+            results = parse_results(records, ground_truth, source=str(run.folder))
+            scores[key] = ablation.score_columns(evaluate(ground_truth, results, protocols[0], groups=groups))
+        rows = [ablation.Row(setting, scores[ablation.identity(setting)]) for setting in settings]
+        head = (
+            f"# Ablations on {dataset.name}\n\n{count} of {len(dataset)} videos, protocol {protocols[0].name}, model "
+            f"`{weights[:12]}`, scores in percent.\n\n"
+        )
+        texts = {"ablation.md": head + ablation.markdown_tables(rows), "ablation.csv": ablation.csv_table(rows)}
+        for name, text in texts.items():
+            with atomic_path(self.out / name) as temporary:
+                temporary.write_text(text)
+        for table in ("K", "T"):
+            ablation.plot_table(self.out / f"{table}.svg", rows, table)
+        print(texts["ablation.md"])
+        print("wrote " + ", ".join(str(self.out / name) for name in (*texts, "K.svg", "T.svg")))

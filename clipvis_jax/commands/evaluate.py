@@ -1,0 +1,214 @@
+"""``clipvis eval`` and ``eval.py``."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from clipvis_jax.commands.interrupt import stopping_at_once
+from clipvis_jax.distributed import DistributedConfig
+from clipvis_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from clipvis_jax.data.records import Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Run a model over a data set and score it by the data set's official metrics.
+
+    Writes into the output folder: results.json (YouTube-VIS results), metrics.json (scores, and what they rest on),
+    report.html (a page to look at), submission.zip (for data sets with an evaluation server), and videos/ (results of
+    single videos). A run that was stopped goes on where it was: give the same command again.
+
+    For example:
+      clipvis eval --model model --dataset lvvis_val --data-root data --out eval/lvvis_val
+      clipvis eval --model model --dataset mine/instances.json --images mine/JPEGImages --limit 10 --overlays 3
+      clipvis eval --metrics-only results.json --dataset lvvis_val --data-root data --out eval/theirs
+    """
+
+    dataset: Annotated[str, arg(metavar="NAME|FILE|DIR")]
+    """Data set: one of the names that 'clipvis prepare --help' lists, an annotation file in YouTube-VIS, COCO or BURST
+    format, or a folder made by 'clipvis prepare'."""
+    model: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Model folder, made by 'clipvis convert' or training."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_eval")
+    """Folder for the results."""
+    data_root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder of all data sets, for data sets given by name."""
+    images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Image folder, for a data set given as an annotation file."""
+    metrics_only: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Score this results file (YouTube-VIS results, or tracks.json of 'clipvis predict'); runs no model."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """Use the first N videos only."""
+    overlays: Annotated[int, arg(metavar="N")] = 0
+    """Write overlay videos of the first N videos."""
+    protocol: Annotated[
+        Literal["ytvis", "lvvis", "burst_clipvis"] | None,
+        arg(metavar="{ytvis,lvvis,burst_clipvis}", help_behavior_hint="(default: the data set's own, or ytvis)"),
+    ] = None
+    """Official evaluator to follow."""
+    burst_official: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Also compute BURST's own metrics (HOTA and others); needs the extra 'burst' and BURST's original annotations."""
+    compatible: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Accept what the official evaluators accept silently: results with missing frames, masks of another size, unknown
+    classes."""
+    report: Annotated[bool, arg(help_behavior_hint="")] = True
+    """Do not write report.html."""
+    max_zip_mb: Annotated[float | None, arg(metavar="MB", help_behavior_hint="(default: the server's, if known)")] = (
+        None
+    )
+    """Largest submission that the server takes."""
+    size: Annotated[int, arg(metavar="PIXELS")] = 480
+    """Shorter side that frames are resized to for the network."""
+    top_k: Annotated[int, arg(metavar="N")] = 50
+    """Number of (track, class) pairs per video."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; float32 equals the authors' results."""
+    window: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1 on a CPU, 8 elsewhere)")] = None
+    """Frames per call of the network."""
+    distributed: DistributedConfig = DistributedConfig()
+    """Several processes share the videos; --out must be a folder that all of them see."""
+
+    def run(self) -> None:
+        """Run ``clipvis eval``.
+
+        Raises:
+            InputError: An option, the model, the data set or a results file cannot be used.
+        """
+        if (self.model is None) == (self.metrics_only is None):
+            raise InputError("give either --model, to run it, or --metrics-only, to score a results file")
+        for name, value in {"limit": self.limit, "top-k": self.top_k}.items():
+            if value is not None and value < 1:
+                raise InputError(f"--{name} {value}: must be 1 or more")
+        if self.overlays < 0:
+            raise InputError(f"--overlays {self.overlays}: must be 0 or more")
+        with stopping_at_once():
+            from clipvis_jax.data.catalog import open_dataset
+            from clipvis_jax.distributed import start_processes, wait_for_all
+            from clipvis_jax.files import prepare_output_dir
+
+            start_processes(self.distributed)
+            dataset = open_dataset(self.dataset, data_root=self.data_root, images=self.images)
+            count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
+            prepare_output_dir(self.out)
+        provenance: dict[str, Any] = {
+            "dataset": {"name": dataset.name, "digest": dataset.digest, "videos": count, "of_videos": len(dataset)}
+        }
+        results = self.metrics_only or self.out / "results.json"
+        if self.model is not None:
+            provenance |= self._predict(dataset, count)
+            wait_for_all("predicted")
+        if self._is_first_process():
+            self._score(dataset, count, results, provenance)
+        wait_for_all("scored")
+
+    @staticmethod
+    def _is_first_process() -> bool:
+        import jax
+
+        return jax.process_index() == 0
+
+    def _predict(self, dataset: "Dataset", count: int) -> dict[str, Any]:
+        """Run the model over the data set, and say what the results rest on."""
+        from clipvis_jax.checkpoints import hash_variables
+        from clipvis_jax.dataset_run import DatasetFrames, RunFolder, predict_dataset
+        from clipvis_jax.distributed import wait_for_all
+        from clipvis_jax.loading import enable_compilation_cache, load
+        from clipvis_jax.outputs import write_overlay
+        from clipvis_jax.provenance import device, versions
+        from clipvis_jax.results import VideoResult
+        from clipvis_jax.segmenter import InferenceConfig
+        from clipvis_jax.video import FrameSelection
+
+        assert self.model is not None
+        enable_compilation_cache()
+        config = InferenceConfig(size=self.size, window=self.window, temp_dir=self.out)
+        segmenter = load(self.model, dtype=self.dtype, config=config)
+        weights = hash_variables({"clip_vars": segmenter.clip_vars, "params": segmenter.params})
+        settings = dataclasses.asdict(config) | {"window": config.window_size, "dtype": self.dtype, "top_k": self.top_k}
+        del settings["temp_dir"]
+        identity = {"weights": weights, "dataset": dataset.digest, "settings": settings, "versions": versions()}
+        run = RunFolder(self.out, identity)
+        quiet = not self._is_first_process()
+
+        def draw(index: int, result: VideoResult, frames: DatasetFrames) -> None:
+            if index < self.overlays:
+                path = self.out / "overlays" / f"{frames.record.id}.mp4"
+                path.parent.mkdir(exist_ok=True)
+                write_overlay(path, result, frames, FrameSelection(), show_progress=False)
+
+        predict_dataset(segmenter, dataset, run, count, top_k=self.top_k, on_result=draw, show_progress=not quiet)
+        wait_for_all("videos")
+        if not quiet:
+            run.merge(self.out / "results.json", range(count), show_progress=True)
+        return {
+            "model": {"folder": str(self.model), "weights_sha256": weights, "source": segmenter.source},
+            "config": settings,
+            "versions": versions(),
+            "device": device(),
+            "seed": None,
+        }
+
+    def _score(self, dataset: "Dataset", count: int, results_file: Path, provenance: dict[str, Any]) -> None:
+        """Score a results file, and write all that is not a result of a single video."""
+        from clipvis_jax.data.catalog import CATALOG
+        from clipvis_jax.evaluation.submission import write_submission
+
+        entry = CATALOG.get(dataset.name)
+        server = entry.server if entry is not None else None
+        written = [results_file] if self.metrics_only is None else []
+        if server is not None or not dataset.has_annotations:
+            limit = server.zip_limit / 1e6 if server is not None and server.zip_limit is not None else None
+            archive = self.out / "submission.zip"
+            write_submission(archive, results_file, max_megabytes=self.max_zip_mb or limit)
+            written.append(archive)
+            print(f"{archive}: ready for {f'{server.name}, {server.url}' if server is not None else 'a server'}")
+        if dataset.has_annotations:
+            written += self._score_results(dataset, count, results_file, provenance)
+        else:
+            print(f"{dataset.name} has no public annotations, so there are no scores here")
+        print("wrote " + ", ".join(str(path) for path in written))
+
+    def _score_results(
+        self, dataset: "Dataset", count: int, results_file: Path, provenance: dict[str, Any]
+    ) -> list[Path]:
+        """Compute the metrics, print them, and write metrics.json and the report."""
+        from clipvis_jax.evaluation import ground_truth_from, load_results, scoring_rules
+        from clipvis_jax.evaluation.published import published_rows
+        from clipvis_jax.evaluation.report import write_report
+        from clipvis_jax.evaluation.summary import print_summary, summarize, summary_to_json
+        from clipvis_jax.files import atomic_path
+        from clipvis_jax.state_dicts import file_sha256
+
+        protocols, groups = scoring_rules(dataset, self.protocol)
+        ground_truth = ground_truth_from(dataset, count)
+        results = load_results(results_file, ground_truth, compatible=self.compatible)
+        summary = summarize(ground_truth, results, protocols, groups=groups, show_progress=True)
+        print_summary(summary, title=f"{dataset.name}, {count} of {len(dataset)} videos")
+        content = {
+            **summary_to_json(summary, ground_truth),
+            **provenance,
+            "results": {"count": len(results), "sha256": file_sha256(results_file)},
+        }
+        metrics_file = self.out / "metrics.json"
+        with atomic_path(metrics_file) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        written = [metrics_file]
+        if self.report:
+            written.append(self.out / "report.html")
+            write_report(
+                written[-1],
+                content,
+                video_metrics=summary.main,
+                class_agnostic=summary.class_agnostic,
+                ground_truth=ground_truth,
+                results=results,
+                published=published_rows(dataset.name),
+                dataset=dataset,
+                show_progress=True,
+            )
+        return written

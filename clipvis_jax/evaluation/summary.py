@@ -1,0 +1,99 @@
+"""All scores of one evaluation: computed together, as JSON, and as a table on the terminal."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from clipvis_jax.evaluation.diagnostics import evaluate_class_agnostic, evaluate_classification
+from clipvis_jax.evaluation.inputs import GroundTruth, Result
+from clipvis_jax.evaluation.protocols import Protocol
+from clipvis_jax.evaluation.video_ap import MAX_RESULTS, STATS, THRESHOLDS, VideoMetrics, evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Scores by every protocol asked for, the first being the data set's own, and what tells where results are weak.
+
+    ``class_agnostic`` judges masks and tracks without classes, ``oracle_masks`` classes as if the masks were perfect.
+    """
+
+    protocols: tuple[VideoMetrics, ...]
+    class_agnostic: VideoMetrics
+    oracle_masks: VideoMetrics
+
+    @property
+    def main(self) -> VideoMetrics:
+        """Scores by the data set's own protocol."""
+        return self.protocols[0]
+
+
+def summarize(
+    ground_truth: GroundTruth,
+    results: Sequence[Result],
+    protocols: Sequence[Protocol],
+    *,
+    groups: Mapping[str, Collection[int]] | None = None,
+    show_progress: bool = False,
+) -> Summary:
+    """Compute all scores; ``groups`` are further sets of category ids to report, by name.
+
+    Raises:
+        InputError: See `evaluate`.
+    """
+    return Summary(
+        tuple(
+            evaluate(ground_truth, results, protocol, groups=groups, show_progress=show_progress)
+            for protocol in protocols
+        ),
+        evaluate_class_agnostic(ground_truth, results, protocols[0], show_progress=show_progress),
+        evaluate_classification(ground_truth, results, protocols[0], show_progress=show_progress),
+    )
+
+
+def summary_to_json(summary: Summary, ground_truth: GroundTruth) -> dict[str, Any]:
+    """Write the scores as JSON: 0..1, null where there is no ground truth to compare with."""
+
+    def scores(values: Mapping[str, float]) -> dict[str, float | None]:
+        return {name: None if value < 0 else value for name, value in values.items()}
+
+    return {
+        "metrics": {
+            metrics.protocol: {
+                "stats": scores(metrics.stats),
+                "groups": {name: scores(values) for name, values in metrics.groups.items()},
+                "categories": [
+                    {"id": number, "name": ground_truth.categories[number].get("name"), **scores(values)}
+                    for number, values in metrics.per_category.items()
+                ],
+            }
+            for metrics in summary.protocols
+        },
+        "class_agnostic": scores(summary.class_agnostic.stats),
+        "oracle_masks": scores(summary.oracle_masks.stats),
+        "thresholds": THRESHOLDS.tolist(),
+        "max_results": list(MAX_RESULTS),
+    }
+
+
+def print_summary(summary: Summary, *, title: str, console: Console | None = None) -> None:
+    """Print the scores as one table per protocol, in percent."""
+    console = console or Console()
+    for metrics in summary.protocols:
+        columns = {"all": metrics.stats, **metrics.groups}
+        if metrics is summary.main:
+            columns |= {"masks only": summary.class_agnostic.stats, "classes only": summary.oracle_masks.stats}
+        table = Table(title=f"{title}, {metrics.protocol}", title_justify="left")
+        table.add_column("%")
+        for name in columns:
+            table.add_column(name, justify="right")
+        for name in STATS:
+            table.add_row(name, *(_percent(values[name]) for values in columns.values()))
+        console.print(table)
+    console.print("masks only: classes ignored; classes only: of the tracks found, as if their masks were perfect")
+
+
+def _percent(score: float) -> str:
+    return "-" if score < 0 else f"{100 * score:.1f}"
