@@ -1,6 +1,7 @@
-"""Scores that tell where results are weak: the tracks themselves, or the names they are given."""
+"""Scores that tell where results are weak: the tracks themselves, the names they are given, or single videos."""
 
 import dataclasses
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from tqdm import tqdm
 
 from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result
 from clipvis_jax.evaluation.protocols import Protocol
-from clipvis_jax.evaluation.video_ap import VideoMetrics, evaluate, track_overlaps
+from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate, track_overlaps
 
 
 def evaluate_class_agnostic(
@@ -75,3 +76,35 @@ def evaluate_classification(
         protocol,
         show_progress=show_progress,
     )
+
+
+def video_scores(
+    ground_truth: GroundTruth, results: Sequence[Result], protocol: Protocol, *, show_progress: bool = False
+) -> dict[int, float]:
+    """Score every video by itself: its AP over the classes that it shows, by video id.
+
+    Results of other classes cost nothing, as everywhere. Videos in which nothing counts are left out. The mean over
+    videos is not the AP of the data set, which ranks the results of all videos together.
+    """
+    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
+    for annotation in ground_truth.annotations:
+        annotations_of[annotation.video_id].append(annotation)
+    results_of: dict[int, list[Result]] = defaultdict(list)
+    for result in results:
+        results_of[result.video_id].append(result)
+    protocol = dataclasses.replace(protocol, groups={})
+    scores = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say of annotations, `evaluate` says once for all videos
+        for video_id, annotations in tqdm(
+            sorted(annotations_of.items()), "videos", unit="video", disable=not show_progress
+        ):
+            shown = {
+                annotation.category_id: ground_truth.categories[annotation.category_id] for annotation in annotations
+            }
+            alone = dataclasses.replace(ground_truth, categories=shown, annotations=annotations)
+            found = [result for result in results_of[video_id] if result.category_id in shown]
+            score = evaluate(alone, found, protocol).stats["AP"]
+            if score != ABSENT:
+                scores[video_id] = score
+    return scores

@@ -1,0 +1,57 @@
+"""Figures that the authors publish, to compare with.
+
+They are of the authors' released models, evaluated with 9 frames of memory, the 5 best of which are matched. Sources:
+the results table of https://github.com/zwq456/CLIP-VIS, and for novel classes the abstract of
+https://arxiv.org/abs/2403.12455.
+"""
+
+import dataclasses
+
+SOURCE = "https://github.com/zwq456/CLIP-VIS"
+"""Where the figures come from."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """Scores of one of the authors' models on one data set, times 100 as papers write them.
+
+    Attributes:
+        dataset: ``lvvis_val``, ``lvvis_test``, ``ovis``, ``ytvis2019``, ``ytvis2021`` or ``burst``.
+        trained_on: Names of the data sets that the model was trained on.
+        backbone: ``RN50`` or ``ConvNeXt-B``.
+        ap: AP over all classes.
+        ap_novel: AP over novel classes, None where it is not published.
+    """
+
+    dataset: str
+    trained_on: str
+    backbone: str
+    ap: float
+    ap_novel: float | None = None
+
+
+_DATASETS = ("lvvis_val", "lvvis_test", "ovis", "ytvis2019", "ytvis2021", "burst")
+_AP = {
+    ("LVIS", "RN50"): (19.5, 14.6, 14.1, 32.2, 30.1, 5.2),
+    ("LVIS", "ConvNeXt-B"): (32.2, 25.3, 18.5, 42.1, 37.9, 8.3),
+    ("COCO, YTVIS19", "RN50"): (9.4, 6.7, 15.8, 39.7, 35.7, 4.2),
+    ("COCO, YTVIS19", "ConvNeXt-B"): (15.9, 12.0, 18.6, 50.0, 44.2, 5.0),
+}
+_AP_NOVEL = {("LVIS", "ConvNeXt-B", "lvvis_val"): 40.2}
+
+PUBLISHED = tuple(
+    PublishedRow(dataset, *model, ap, _AP_NOVEL.get((*model, dataset)))
+    for model, scores in _AP.items()
+    for dataset, ap in zip(_DATASETS, scores, strict=True)
+)
+"""All published rows."""
+
+
+def published_rows(dataset: str, backbone: str | None = None) -> list[PublishedRow]:
+    """Return what is published for a data set, best known by the beginning of its name (``ovis_val`` is ``ovis``).
+
+    Args:
+        dataset: Name of the data set, as in `PublishedRow` or longer.
+        backbone: Only rows of this backbone; the spelling of `PublishedRow`. None: all.
+    """
+    return [row for row in PUBLISHED if dataset.startswith(row.dataset) and backbone in (None, row.backbone)]

@@ -1,0 +1,99 @@
+"""The best and the worst videos, with pictures."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from tqdm import tqdm
+
+from clipvis_jax.data.records import Dataset
+from clipvis_jax.errors import InputError
+from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result
+from clipvis_jax.evaluation.outcomes import Outcome
+from clipvis_jax.evaluation.report.markup import Markup, element, join
+from clipvis_jax.evaluation.report.pictures import Scene, draw_video, find_index
+from clipvis_jax.evaluation.report.scores import percent
+
+_SHOWN = 4
+"""So many of the best and of the worst videos at most."""
+
+
+def extremes(scores: Mapping[int, float], outcomes: Sequence[Outcome]) -> tuple[list[int], list[int]]:
+    """Choose the best and the worst videos, no video twice; among equal scores, those with more instances."""
+    instances: dict[int, int] = defaultdict(int)
+    for outcome in outcomes:
+        instances[outcome.annotation.video_id] += 1
+    num_best = min(_SHOWN, (len(scores) + 1) // 2)
+    best = sorted(scores, key=lambda i: (-scores[i], -instances[i], i))[:num_best]
+    worst = sorted(scores.keys() - set(best), key=lambda i: (scores[i], -instances[i], i))[:_SHOWN]
+    return best, worst
+
+
+def video_cards(
+    scores: Mapping[int, float],
+    outcomes: Sequence[Outcome],
+    ground_truth: GroundTruth,
+    results: Sequence[Result],
+    *,
+    names: dict[int, str],
+    dataset: Dataset | None,
+    show_progress: bool,
+) -> Markup:
+    """Show the best and the worst videos, with pictures if there is a data set to read them from."""
+    best, worst = extremes(scores, outcomes)
+    chosen = set(best) | set(worst)
+    outcomes_of: dict[int, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        outcomes_of[outcome.annotation.video_id].append(outcome)
+    results_of: dict[int, list[Result]] = defaultdict(list)
+    for result in sorted(results, key=lambda result: -result.score):
+        if result.video_id in chosen:
+            results_of[result.video_id].append(result)
+    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
+    for annotation in ground_truth.annotations:
+        if annotation.video_id in chosen:
+            annotations_of[annotation.video_id].append(annotation)
+    cards = {}
+    for video_id in tqdm([*best, *worst], "pictures", unit="video", disable=not show_progress):
+        title, pictures = f"Video {video_id}", join()
+        if dataset is not None:
+            scene = Scene(ground_truth.videos[video_id], annotations_of[video_id], results_of[video_id])
+            title, pictures = _read(dataset, scene, names)
+        cards[video_id] = _card(title, scores[video_id], outcomes_of[video_id], pictures)
+    how = (
+        "The upper pictures show the ground truth, the lower ones as many of the best-scoring tracks. "
+        if dataset
+        else ""
+    )
+    return join(
+        element("p", f"{how}A video's AP is over the classes that it shows.", class_="note"),
+        element("h3", "Best"),
+        [cards[video_id] for video_id in best],
+        [element("h3", "Worst")] if worst else [],
+        [cards[video_id] for video_id in worst],
+    )
+
+
+def _read(dataset: Dataset, scene: Scene, names: dict[int, str]) -> tuple[str, Markup]:
+    """Return a video's name and pictures; where its frames cannot be read, what is wrong with them.
+
+    Scores that took hours must not be lost because of a picture.
+    """
+    video_id = scene.video.id
+    title = f"Video {video_id}"
+    try:
+        index = find_index(dataset, video_id)
+        folder = PurePosixPath(dataset[index].file_names[0]).parent.name
+        title = f"Video {video_id} · {folder}" if folder else title
+        return title, draw_video(dataset, index, scene, names)
+    except (InputError, OSError) as error:
+        return title, element("p", f"No pictures: {error}", class_="note")
+
+
+def _card(title: str, score: float, outcomes: Sequence[Outcome], pictures: Markup) -> Markup:
+    tracked = sum(outcome.track_overlap >= 0.5 for outcome in outcomes)
+    named = sum(outcome.named == outcome.annotation.category_id for outcome in outcomes)
+    count = len(outcomes)
+    found = f"{count} instance{'s' if count != 1 else ''}: {tracked} tracked, {named} named"
+    heading = element("h4", title, element("span", f"AP {percent(score)}", class_="badge"), element("small", found))
+    return element("article", heading, pictures, class_="video")
