@@ -1,0 +1,135 @@
+"""Cached predictions replay to what the network's run gives, and tables say what was computed."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+from small_videos import write_videos
+from tiny import tiny_model_folder
+
+from clipvis_jax import ablation
+from clipvis_jax.association import AssociationConfig
+from clipvis_jax.cli import main
+from clipvis_jax.data.catalog import open_dataset
+from clipvis_jax.dataset_run import DatasetFrames, RunFolder
+from clipvis_jax.errors import InputError
+from clipvis_jax.loading import load
+from clipvis_jax.prediction_cache import load_video
+from clipvis_jax.scores import ScoreConfig
+from clipvis_jax.segmenter import InferenceConfig
+
+NAMES = ["cat", "dog", "bird"]
+
+
+@pytest.fixture(scope="module", params=["rn", "convnext"])
+def model(request, tmp_path_factory):
+    return tiny_model_folder(tmp_path_factory.mktemp("model") / "tiny", request.param)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_dataset(write_videos(tmp_path_factory.mktemp("videos"), lengths=(8, 3)))
+
+
+@pytest.fixture(scope="module")
+def cache(model, dataset, tmp_path_factory):
+    segmenter = load(model, config=InferenceConfig(size=64))
+    return ablation.cache_dataset(segmenter, dataset, tmp_path_factory.mktemp("cache"), 2)
+
+
+SETTINGS = [
+    ablation.Setting("a", "method"),
+    ablation.Setting("a", "previous", AssociationConfig(mode="previous"), ScoreConfig(use_iou=False)),
+    ablation.Setting("a", "all", AssociationConfig(mode="all", memory_length=3), ScoreConfig(use_objectness=False)),
+    ablation.Setting("a", "short", AssociationConfig(memory_length=4, top_k=2), templates=ablation.SINGLE_TEMPLATE),
+]
+
+
+def test_replay_equals_the_networks_run(model, dataset, cache, tmp_path):
+    runs = [RunFolder(tmp_path / str(i), {}) for i in range(len(SETTINGS))]
+    ablation.replay_dataset(load(model, config=InferenceConfig(size=64)), dataset, cache, SETTINGS, runs)
+    for setting, run in zip(SETTINGS, runs, strict=True):
+        config = InferenceConfig(size=64, association=setting.association, scores=setting.scores)
+        segmenter = load(model, config=config)
+        classifier = segmenter.encode_classes(NAMES, templates=setting.templates)
+        segmenter._vocabulary = (tuple(NAMES), classifier)
+        for index in range(2):
+            frames = [image for _, image in DatasetFrames(dataset, index)]
+            expected = segmenter.predict_video(frames, NAMES).to_ytvis(dataset[index].id, [3, 5, 9])
+            found = run.read(index)
+            key = lambda record: (record["category_id"], record["segmentations"][0]["counts"])  # noqa: E731
+            assert len(found) == len(expected)
+            np.testing.assert_allclose([r["score"] for r in found], [r["score"] for r in expected], rtol=1e-5)
+            for a, b in zip(sorted(found, key=key), sorted(expected, key=key), strict=True):
+                assert a["segmentations"] == b["segmentations"]
+                assert a["category_id"] == b["category_id"]
+
+
+def test_settings_give_different_results(model, dataset, cache, tmp_path):
+    """Otherwise the test above would show nothing."""
+    runs = [RunFolder(tmp_path / str(i), {}) for i in range(len(SETTINGS))]
+    ablation.replay_dataset(load(model, config=InferenceConfig(size=64)), dataset, cache, SETTINGS, runs)
+    scores = [tuple(record["score"] for record in run.read(0)) for run in runs]
+    assert len(set(scores)) == len(SETTINGS)
+
+
+def test_cached_and_replayed_videos_are_left(model, dataset, cache, tmp_path):
+    segmenter = load(model, config=InferenceConfig(size=64))
+    before = [path.stat().st_mtime_ns for path in cache]
+    assert ablation.cache_dataset(segmenter, dataset, cache[0].parent, 2) == cache
+    assert [path.stat().st_mtime_ns for path in cache] == before
+    run = RunFolder(tmp_path, {})
+    run.write(0, [])
+    ablation.replay_dataset(segmenter, dataset, cache, SETTINGS[:1], [run])
+    assert run.read(0) == []
+    assert run.read(1) != []
+
+
+def test_damaged_cache(cache, tmp_path):
+    damaged = tmp_path / "video.npz"
+    damaged.write_bytes(cache[0].read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"video\.npz: damaged .* delete it"):
+        load_video(damaged)
+
+
+def test_papers_settings():
+    settings = ablation.paper_settings()
+    assert len({ablation.identity(setting) for setting in settings}) == 16  # the method itself stands in six tables
+    assert [s.label for s in settings if s.table == "K"] == ["1", "3", "5", "7", "9"]
+    method = ablation.identity(ablation.Setting("", ""))
+    assert sum(ablation.identity(setting) == method for setting in settings) == 6
+    renamed = dataclasses.replace(settings[0], label="x", table="y")
+    assert ablation.identity(renamed) == ablation.identity(settings[0])
+
+
+def test_tables():
+    rows = [
+        ablation.Row(ablation.Setting("K", "1"), {"AP": 0.25, "AP novel": -1.0}),
+        ablation.Row(ablation.Setting("K", "3"), {"AP": 1.0, "AP novel": 0.5}),
+        ablation.Row(ablation.Setting("T", "1"), {"AP": 0.0, "AP novel": 0.0}),
+    ]
+    text = ablation.markdown_tables(rows)
+    assert "| K | AP | AP novel |\n|---|---:|---:|\n| 1 | 25.0 | - |\n| 3 | 100.0 | 50.0 |\n" in text
+    assert "## T" in text
+    table = list(csv.DictReader(ablation.csv_table(rows).splitlines()))
+    assert table[0] == {"table": "K", "setting": "1", "AP": "0.25", "AP novel": ""}
+    assert len(table) == 3
+
+
+def test_plot(tmp_path):
+    rows = [ablation.Row(ablation.Setting("K", str(k)), {"AP": 0.1 * k}) for k in (1, 3)]
+    ablation.plot_table(tmp_path / "a.svg", rows, "K")
+    ablation.plot_table(tmp_path / "b.svg", rows, "K")
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+
+
+def test_command(model, dataset, tmp_path, capsys):
+    command = ["ablate", "--model", str(model), "--dataset", str(dataset.path), "--out", str(tmp_path), "--size", "64"]
+    assert main([*command, "--k", "1", "2", "--t", "1", "--protocol", "lvvis"]) == 0
+    assert "| + mask IoU (the method) |" in capsys.readouterr().out
+    assert {"ablation.md", "ablation.csv", "K.svg", "T.svg"} <= {path.name for path in tmp_path.iterdir()}
+    rows = list(csv.DictReader((tmp_path / "ablation.csv").read_text().splitlines()))
+    assert [row["setting"] for row in rows if row["table"] == "K"] == ["1", "2"]
+    assert main([*command, "--limit", "0"]) == 2
+    assert "--limit 0" in capsys.readouterr().err
