@@ -42,7 +42,7 @@ class Confusion:
 def instance_outcomes(
     ground_truth: GroundTruth, results: Sequence[Result], min_overlap: float = 0.5, *, show_progress: bool = False
 ) -> list[Outcome]:
-    """Follow every true instance, of any class and apart from crowds, in the order of the annotations.
+    """Follow every true instance, of any class and apart from crowds, video by video.
 
     Many instances may have the same result: nothing is matched one to one here.
 
@@ -59,12 +59,10 @@ def instance_outcomes(
     results_of: dict[int, list[Result]] = defaultdict(list)
     for result in sorted(results, key=lambda result: -result.score):
         results_of[result.video_id].append(result)
-    outcomes = {}
+    outcomes = []
     for video_id, annotations in tqdm(annotations_of.items(), "instances", unit="video", disable=not show_progress):
-        found = results_of[video_id]
-        for outcome in _video_outcomes(found, annotations, ground_truth.videos[video_id], min_overlap):
-            outcomes[outcome.annotation.id] = outcome
-    return [outcomes[annotation.id] for annotation in ground_truth.annotations if annotation.id in outcomes]
+        outcomes += _video_outcomes(results_of[video_id], annotations, ground_truth.videos[video_id], min_overlap)
+    return outcomes
 
 
 def confusions(outcomes: Sequence[Outcome]) -> list[Confusion]:
