@@ -101,16 +101,16 @@ def test_masks_of_half_the_size_by_hand(tmp_path):
 
 
 def test_absent_and_empty_masks_are_no_detections(tmp_path):
-    # Were the empty masks detections, DetA would be 2/4.
-    sequences = [sequence(1, [(BIRD, [BOX, BOX, None, None])])]
-    scores = evaluate(tmp_path, sequences, [(1, BIRD, 0.9, [BOX, BOX, (0, 0, 0, 0), None])])
-    assert scores["common"] == pytest.approx(PERFECT, abs=1e-9)
+    # Were the empty masks detections, DetA would be 6/8.
+    sequences = [sequence(1, [(BIRD, [BOX] * 4), (BIRD, [AWAY, AWAY, None, None])])]
+    results = [(1, BIRD, 0.9, [BOX] * 4), (1, BIRD, 0.9, [AWAY, AWAY, (0, 0, 0, 0), None])]
+    assert evaluate(tmp_path, sequences, results)["common"] == pytest.approx(PERFECT, abs=1e-9)
 
 
-def test_second_result_on_an_instance_is_wrong_even_for_the_first_track(tmp_path):
-    sequences = [sequence(1, [(BIRD, [BOX] * 4)]), sequence(2, [(BIRD, [BOX] * 4)])]
-    results = [(1, BIRD, 0.9, [BOX] * 4), (1, BIRD, 0.8, [BOX] * 4), (2, BIRD, 0.7, [BOX] * 4)]
+def test_second_result_on_an_instance_is_wrong_even_after_the_first_track(tmp_path):
     # Recall 1/2 at precision 1, recall 1 at 2/3: 51 and 50 of the 101 points.
+    sequences = [sequence(1, [(BIRD, [BOX] * 4), (BIRD, [AWAY] * 4)])]
+    results = [(1, BIRD, 0.9, [BOX] * 4), (1, BIRD, 0.8, [BOX] * 4), (1, BIRD, 0.7, [AWAY] * 4)]
     assert evaluate(tmp_path, sequences, results)["common"]["AP"] == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-9)
 
 
