@@ -152,7 +152,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert "clipvis predict --help" in out
+    assert "clipvis COMMAND --help" in out
     assert "Segment, track and name every instance" in out
     assert "Make a model folder from PyTorch weights" in out
 

@@ -5,7 +5,9 @@ import functools
 import hashlib
 import io
 import json
+import operator
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import UInt8
@@ -105,23 +107,24 @@ class ShapesDataset:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> VideoRecord:
+    def __getitem__(self, index: SupportsIndex) -> VideoRecord:
         return video_record(self.config, self._number(index))
 
     def video_sizes(self) -> Sequence[tuple[int, int, int]]:
         """Return height, width and number of frames of every video."""
         return [(self.config.size, self.config.size, self.config.frames)] * self._count
 
-    def read_frame(self, index: int, frame: int) -> bytes:
-        """Return a frame as the bytes of a JPEG file, those that `write_ytvis` writes."""
-        if not 0 <= frame < self.config.frames:
+    def read_frame(self, index: SupportsIndex, frame: SupportsIndex) -> bytes:
+        """Return a frame as the bytes of a JPEG file, those that `writing.write_ytvis` writes."""
+        if not 0 <= operator.index(frame) < self.config.frames:
             raise IndexError(f"frame {frame} of a video of {self.config.frames}")
-        return encode_frame(self.config, self._number(index), frame)
+        return encode_frame(self.config, self._number(index), operator.index(frame))
 
-    def _number(self, index: int) -> int:
-        if not 0 <= index < self._count:
-            raise IndexError(f"video {index} of {self._count}")
-        return self._first + index
+    def _number(self, index: SupportsIndex) -> int:
+        number = operator.index(index)
+        if not 0 <= number < self._count:
+            raise IndexError(f"video {number} of {self._count}")
+        return self._first + number
 
 
 def encode_frame(config: ShapesConfig, index: int, frame: int) -> bytes:

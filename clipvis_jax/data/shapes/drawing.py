@@ -35,7 +35,7 @@ class Pose:
     radius: float
     angle: float
 
-    def moved(self, dx: float, dy: float) -> "Pose":
+    def moved(self, dx: float | int, dy: float | int) -> "Pose":
         """Return the pose moved by some pixels."""
         return dataclasses.replace(self, x=self.x + dx, y=self.y + dy)
 

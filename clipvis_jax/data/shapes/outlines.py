@@ -79,9 +79,9 @@ def _distance(shape: str, u: Grid, v: Grid) -> Grid:
 def _corners(shape: str) -> list[tuple[float, float]]:
     match shape:
         case "triangle":
-            return [(0, -0.95), (0.95, 0.7), (-0.95, 0.7)]
+            return [(0.0, -0.95), (0.95, 0.7), (-0.95, 0.7)]
         case "diamond":
-            return [(0, -1.05), (0.64, 0), (0, 1.05), (-0.64, 0)]
+            return [(0.0, -1.05), (0.64, 0.0), (0.0, 1.05), (-0.64, 0.0)]
         case "star":
             outer, inner = _circle(5, 1.05), _circle(5, 0.46, turn=0.1)
             return [corner for pair in zip(outer, inner, strict=True) for corner in pair]
@@ -90,14 +90,14 @@ def _corners(shape: str) -> list[tuple[float, float]]:
             quarter = [(half, -long), (half, -half), (long, -half)]
             return [corner for turn in range(4) for corner in _turned(quarter, turn)]
         case "arrow":
-            return [(0, -1), (0.82, -0.1), (0.32, -0.1), (0.32, 0.95), (-0.32, 0.95), (-0.32, -0.1), (-0.82, -0.1)]
+            return [(0.0, -1.0), (0.82, -0.1), (0.32, -0.1), (0.32, 0.95), (-0.32, 0.95), (-0.32, -0.1), (-0.82, -0.1)]
         case "bolt":
             return [(0.3, -1.1), (-0.62, 0.18), (-0.06, 0.18), (-0.34, 1.1), (0.66, -0.3), (0.1, -0.3)]
         case "heart":
             turns = [2 * math.pi * i / 64 for i in range(64)]
             return [(0.98 * math.sin(a) ** 3, -_heart_height(a) / 16.5 - 0.1) for a in turns]
         case "shard":
-            return [(-0.8, -0.4), (0.1, -0.75), (0.9, 0.0), (0.3, 0.7), (-0.3, 0.35)]
+            return [(-0.95, -0.5), (0.0, -0.2), (0.8, -0.8), (0.45, 0.15), (0.9, 0.75), (-0.25, 0.35)]
         case "angle":
             return [(-0.7, -0.8), (-0.25, -0.8), (-0.25, 0.3), (0.8, 0.3), (0.8, 0.75), (-0.7, 0.75)]
         case "strip":

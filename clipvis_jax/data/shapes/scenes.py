@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from clipvis_jax.data.shapes.backgrounds import clutter_figure, make_background
 from clipvis_jax.data.shapes.classes import CLASSES, COLOURS, classes_of
-from clipvis_jax.data.shapes.drawing import Canvas, Figure, Pose
+from clipvis_jax.data.shapes.drawing import Figure, Pose
 from clipvis_jax.data.shapes.splits import SPLITS, ShapesConfig, Split
 
 Times = Float[np.ndarray, " t"]
@@ -68,7 +68,7 @@ class Scene:
     """
 
     size: int
-    background: Canvas
+    background: Float[np.ndarray, "rows columns 3"]
     margin: int
     actors: tuple[Actor, ...]
     bars: tuple[Bar, ...]
@@ -255,11 +255,11 @@ def _move_camera(rng: np.random.Generator, times: Times, size: int, margin: int)
 
 def _change_light(rng: np.random.Generator, times: Times) -> Float[np.ndarray, "t 3"]:
     """Make the picture darker and brighter, tint it, and sometimes switch a lamp."""
-    change, rate, phase = rng.uniform(0, 0.2), rng.uniform(0.3, 1.5), rng.random()
+    change, rate, phase = rng.uniform(0, 0.16), rng.uniform(0.3, 1.5), rng.random()
     waves = np.array([math.sin(2 * math.pi * (rate * time + phase)) for time in times.tolist()])
-    gain = rng.uniform(0.82, 1.1) * (1 + change * waves)
+    gain = rng.uniform(0.85, 1.1) * (1 + change * waves)
     if rng.random() < 0.15:
-        gain = np.where(times > rng.uniform(0.2, 0.8), gain * rng.uniform(0.7, 0.85), gain)
+        gain = np.where(times > rng.uniform(0.2, 0.8), gain * rng.uniform(0.72, 0.88), gain)
     return (gain[:, None] * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
 
 
