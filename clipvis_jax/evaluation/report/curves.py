@@ -80,10 +80,10 @@ def _axes() -> Markup:
     for tick in _TICKS:
         label = f"{tick:.1f}"
         parts += [
-            element("line", x1=_x(0), x2=_x(1), y1=_y(tick), y2=_y(tick), class_="grid"),
-            element("line", x1=_x(tick), x2=_x(tick), y1=_y(0), y2=_y(1), class_="grid"),
+            element("line", x1=_x(0.0), x2=_x(1.0), y1=_y(tick), y2=_y(tick), class_="grid"),
+            element("line", x1=_x(tick), x2=_x(tick), y1=_y(0.0), y2=_y(1.0), class_="grid"),
             element("text", label, x=_LEFT - 8, y=_y(tick) + 4, text_anchor="end"),
-            element("text", label, x=_x(tick), y=_y(0) + 18, text_anchor="middle"),
+            element("text", label, x=_x(tick), y=_y(0.0) + 18, text_anchor="middle"),
         ]
     middle = _y(0.5)
     return element(

@@ -13,7 +13,7 @@ _VOID = {"circle", "img", "input", "line", "meta", "path", "polyline", "rect"}
 """Elements without content."""
 
 
-def element(name: str, *children: str | list[Markup], **attributes: str | float | bool | None) -> Markup:
+def element(name: str, *children: str | list[Markup], **attributes: str | int | float | None) -> Markup:
     """Write one element.
 
     Args:
@@ -33,7 +33,7 @@ def join(*children: str | list[Markup]) -> Markup:
     return Markup("".join(_content(child) for child in children))
 
 
-def _attribute(key: str, value: str | float | bool | None) -> str:
+def _attribute(key: str, value: str | int | float | None) -> str:
     key = key.rstrip("_").replace("_", "-")
     return f" {key}" if value is True else f' {key}="{html.escape(str(value))}"'
 
