@@ -15,6 +15,7 @@ from clipvis_jax.commands.convert import Convert
 from clipvis_jax.commands.evaluate import Evaluate
 from clipvis_jax.commands.interrupt import GOES_ON, STOPPED
 from clipvis_jax.commands.predict import Predict
+from clipvis_jax.commands.prepare import Prepare
 from clipvis_jax.commands.shapes import Shapes
 from clipvis_jax.errors import InputError
 from clipvis_jax.version import __version__
@@ -24,10 +25,11 @@ Command = (
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Evaluate, tyro.conf.subcommand("eval")]
     | Annotated[Ablate, tyro.conf.subcommand("ablate")]
+    | Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Shapes, tyro.conf.subcommand("shapes")]
 )
 
-RESUMABLE = (Evaluate, Ablate, Shapes)
+RESUMABLE = (Evaluate, Ablate, Prepare, Shapes)
 """Commands that keep what is finished when they are stopped."""
 
 

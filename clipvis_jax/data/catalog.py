@@ -151,10 +151,11 @@ def open_dataset(
     *,
     check_images: bool = True,
 ) -> Dataset:
-    """Open a known data set or your own.
+    """Open a known data set, your own, or a prepared one.
 
     Args:
-        name_or_path: A name of `CATALOG`; or an annotation file, whose format is told from its keys.
+        name_or_path: A name of `CATALOG`; or an annotation file, whose format is told from its keys; or a folder that
+            ``clipvis prepare`` wrote, also in an object store.
         data_root: The folder with all known data sets; needed for a name.
         images: The folder that file names of frames start from. Default: the known one; for an annotation file
             ``JPEGImages`` beside it, or else the folder that it lies in.
@@ -169,6 +170,11 @@ def open_dataset(
             raise InputError(f"data set '{name}': name the folder that holds the data sets with --data-root")
         dataset = _open_entry(CATALOG[name], Path(data_root), None if images is None else Path(images))
     else:
+        if "://" in name or Path(name).is_dir():
+            # tensorflow-datasets takes a moment to import, which whoever reads published files need not wait for.
+            from clipvis_jax.data.prepared import open_prepared  # noqa: PLC0415
+
+            return open_prepared(name)
         dataset = _open_file(Path(name_or_path), None if images is None else Path(images))
     if check_images:
         dataset.check_images()

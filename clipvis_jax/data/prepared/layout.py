@@ -1,0 +1,77 @@
+"""What lies in the folder of a prepared data set, and under which names."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+
+from clipvis_jax.errors import InputError
+
+FORMAT_VERSION = 1
+"""Of the metadata and the records' texts."""
+
+INFO_FILE = "dataset_info.json"
+"""tensorflow-datasets writes it last, so it shows that a folder is complete."""
+
+METADATA_FILE = "metadata.json"
+PROGRESS_FOLDER = "unfinished"
+"""Holds what is known of finished shards as long as others are missing."""
+
+_CHUNK = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A finished file of records.
+
+    Attributes:
+        file: Its name.
+        num_bytes: Its size.
+        sha256: Its digest, as hexadecimal digits.
+        sizes: Height, width and number of frames of each record.
+        video_ids: The id that each record's video has in the annotation file.
+    """
+
+    file: str
+    num_bytes: int
+    sha256: str
+    sizes: tuple[tuple[int, int, int], ...]
+    video_ids: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "Shard":
+        """Read what `to_json` returned."""
+        sizes = tuple((height, width, length) for height, width, length in record["sizes"])
+        return cls(record["file"], record["num_bytes"], record["sha256"], sizes, tuple(record["video_ids"]))
+
+
+def is_remote(path: epath.Path) -> bool:
+    """Say whether a path leads to an object store, where only whole files can be read and written."""
+    return "://" in str(path)
+
+
+def hash_file(path: epath.Path) -> str:
+    """Return a file's SHA-256 as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def read_json(path: epath.Path) -> Any:
+    """Read one of the folder's small files.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error

@@ -1,0 +1,219 @@
+"""Write a data set as ArrayRecord files, shard by shard; an interrupted preparation goes on where it stopped."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from tqdm import tqdm
+
+from clipvis_jax.data.prepared.builder import BUILDERS, SPLIT, PreparedBuilder
+from clipvis_jax.data.prepared.layout import (
+    FORMAT_VERSION,
+    INFO_FILE,
+    METADATA_FILE,
+    PROGRESS_FOLDER,
+    Shard,
+    hash_file,
+    is_remote,
+    read_json,
+)
+from clipvis_jax.data.prepared.record_text import category_to_json
+from clipvis_jax.data.records import Dataset
+from clipvis_jax.errors import InputError
+from clipvis_jax.files import output_error
+
+_SHARD_BYTES = 2**28
+"""Wanted size of a shard: small enough to lose little to an interruption, large enough for object stores."""
+
+_BYTES_PER_PIXEL = 0.25
+"""Of a usual JPEG file; only a guess to choose the number of shards."""
+
+_WRITER_OPTIONS = "group_size:1"
+"""Every record can be read by itself."""
+
+
+def prepare(
+    dataset: Dataset,
+    out: str | Path | epath.Path,
+    *,
+    level: Literal["videos", "frames"] = "videos",
+    shard_bytes: int = _SHARD_BYTES,
+    show_progress: bool = False,
+) -> epath.Path:
+    """Write a data set into files of their own, images included.
+
+    What is finished already is not written again: a complete folder is left as it is, and after an interruption
+    only the shards that are missing are written.
+
+    Args:
+        dataset: The data set.
+        out: Folder, also of an object store (``gs://...``); the files go to a folder below, named after the data set.
+        level: ``videos`` writes one record per video, ``frames`` one per annotated frame.
+        shard_bytes: Rough size of a shard.
+        show_progress: Show a progress bar over videos.
+
+    Returns:
+        The folder with the files, for `open_prepared`.
+
+    Raises:
+        InputError: The data set cannot be read, the files cannot be written, or the folder holds another version of
+            the data set.
+    """
+    if level == "frames" and not dataset.has_annotations:
+        raise InputError(f"{dataset.name}: has no annotated frames; prepare it with the level 'videos'")
+    if not len(dataset):
+        raise InputError(f"{dataset.name}: has no videos to prepare")
+    builder = BUILDERS[level](dataset, epath.Path(out))
+    folder = epath.Path(builder.data_dir)
+    identity = {"format_version": FORMAT_VERSION, "level": level, "digest": dataset.digest, "shard_bytes": shard_bytes}
+    try:
+        if _is_finished(folder, identity):
+            return folder
+        shards = _write_shards(builder, folder, identity, show_progress)
+        _write_metadata(builder, folder, identity, shards)
+    except OSError as error:
+        raise output_error(error.filename or str(folder), error) from error
+    return folder
+
+
+def _is_finished(folder: epath.Path, identity: dict[str, Any]) -> bool:
+    if not (folder / INFO_FILE).exists():
+        return False
+    metadata = read_json(folder / METADATA_FILE)
+    for name in ("format_version", "digest"):
+        if metadata.get(name) != identity[name]:
+            raise InputError(
+                f"{folder}: was prepared from other annotations (its {name} differs); remove it or choose another --out"
+            )
+    return True
+
+
+def _write_shards(
+    builder: PreparedBuilder, folder: epath.Path, identity: dict[str, Any], show_progress: bool
+) -> list[Shard]:
+    """Write the shards that are missing; return all."""
+    progress = folder / PROGRESS_FOLDER
+    marker = progress / "identity.json"
+    if not marker.exists() or read_json(marker) != identity:
+        if folder.exists():
+            folder.rmtree()  # what another data set, or another division into shards, left unfinished
+        progress.mkdir(parents=True)
+        _write_whole(marker, identity)
+    _remove_leftovers(folder)
+    bounds = _shard_bounds(builder.dataset.video_sizes(), identity["shard_bytes"])
+    shards = []
+    bar = tqdm(total=bounds[-1], desc=f"preparing {builder.dataset.name}", unit="video", disable=not show_progress)
+    with bar:
+        for number, (start, stop) in enumerate(pairwise(bounds)):
+            name = f"{builder.name}-{SPLIT}.array_record-{number:05}-of-{len(bounds) - 1:05}"
+            note = progress / f"{number:05}.json"
+            shard = Shard.from_json(read_json(note)) if note.exists() else None
+            if shard is not None and _is_intact(folder / name, shard):
+                bar.update(stop - start)
+                # Time left is reckoned from what is written now.
+                bar.initial = bar.n
+            else:
+                shard = _write_shard(builder, range(start, stop), folder / name, bar)
+                _write_whole(note, shard.to_json())
+            shards.append(shard)
+    return shards
+
+
+def _shard_bounds(sizes: Sequence[tuple[int, int, int]], shard_bytes: int) -> list[int]:
+    """Divide videos into shards of about the same size; the same at every call."""
+    pixels = np.cumsum([height * width * length for height, width, length in sizes])
+    count = min(len(sizes), max(1, round(float(pixels[-1]) * _BYTES_PER_PIXEL / shard_bytes)))
+    stops = np.searchsorted(pixels, pixels[-1] * np.arange(1, count) / count, side="right")
+    return sorted({0, *stops.tolist(), len(sizes)})
+
+
+def _write_shard(builder: PreparedBuilder, videos: range, path: epath.Path, bar: tqdm) -> Shard:
+    features = builder.info.features
+    serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
+    sizes, video_ids = [], []
+    with _local_file(path) as local:
+        writer = ArrayRecordWriter(str(local), _WRITER_OPTIONS)
+        try:
+            for index in videos:
+                for video, example in builder.examples_of(index):
+                    writer.write(serializer.serialize_example(features.encode_example(example)))
+                    sizes.append((video.height, video.width, video.length))
+                    video_ids.append(video.id)
+                bar.update()
+            writer.close()
+        except RuntimeError as error:  # of the file; the data set's own troubles are other exceptions
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{path}: cannot be written ({reason}); free some space or choose another --out"
+            ) from error
+        finally:
+            with suppress(RuntimeError):
+                writer.close()
+        shard = Shard(path.name, local.stat().st_size, hash_file(epath.Path(local)), tuple(sizes), tuple(video_ids))
+    return shard
+
+
+def _write_metadata(
+    builder: PreparedBuilder, folder: epath.Path, identity: dict[str, Any], shards: Sequence[Shard]
+) -> None:
+    dataset, info = builder.dataset, builder.info
+    info.metadata.update(
+        **identity,
+        dataset=dataset.name,
+        has_annotations=dataset.has_annotations,
+        num_videos=len(dataset),
+        num_records=sum(len(shard.sizes) for shard in shards),
+        categories=[category_to_json(category) for category in dataset.categories],
+        shards=[shard.to_json() for shard in shards],
+    )
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=builder.name, split=SPLIT, filetype_suffix="array_record"
+    )
+    lengths = [len(shard.sizes) for shard in shards]
+    size = sum(shard.num_bytes for shard in shards)
+    info.set_splits(tfds.core.splits.SplitDict([tfds.core.SplitInfo(SPLIT, lengths, size, template)]))
+    info.write_to_directory(folder)
+    (folder / PROGRESS_FOLDER).rmtree()
+
+
+def _is_intact(path: epath.Path, shard: Shard) -> bool:
+    return path.exists() and path.stat().length == shard.num_bytes
+
+
+def _remove_leftovers(folder: epath.Path) -> None:
+    """Remove what a killed process was writing."""
+    for path in folder.glob(".clipvis-*"):
+        path.unlink()
+
+
+@contextmanager
+def _local_file(path: epath.Path) -> Iterator[Path]:
+    """Give a temporary path on this machine that becomes `path` when the block ends well."""
+    remote = is_remote(path)
+    directory = Path(tempfile.gettempdir()) if remote else Path(path.parent)
+    local = directory / f".clipvis-{os.getpid()}-{path.name}"
+    try:
+        yield local
+        with local.open("rb") as file:
+            os.fsync(file.fileno())
+        if remote:
+            epath.Path(local).copy(path, overwrite=True)
+        else:
+            local.replace(Path(path))
+    finally:
+        local.unlink(missing_ok=True)
+
+
+def _write_whole(path: epath.Path, content: dict[str, Any]) -> None:
+    """Write a small file so that nobody finds half of it."""
+    with _local_file(path) as local:
+        local.write_text(json.dumps(content))
