@@ -1,10 +1,12 @@
 """What became of every instance, confusions, and scores of single videos, on cases worked out by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from plain_evaluation import HEIGHT, LENGTH, WIDTH, pixels, random_case, score, small_case, track
 
-from clipvis_jax.evaluation import PROTOCOLS, evaluate, parse_ground_truth, parse_results
+from clipvis_jax.evaluation import PROTOCOLS, evaluate, evaluate_classification, parse_ground_truth, parse_results
 from clipvis_jax.evaluation.diagnostics import video_scores
 from clipvis_jax.evaluation.outcomes import Confusion, confusions, instance_outcomes
 
@@ -107,6 +109,16 @@ def test_outcomes_on_pixels(seed):
         outcome = outcomes[annotation["id"]]
         assert outcome.track_overlap == pytest.approx(max(tracks, default=0), abs=1e-12)
         assert outcome.mask_overlap == pytest.approx(max(shared / max(union, 1), *tracks, 0), abs=1e-12)
+
+
+def test_annotation_ids_may_repeat_from_video_to_video():
+    truth, results = small_case()
+    parsed = parse_ground_truth(truth)
+    parsed = dataclasses.replace(parsed, annotations=[dataclasses.replace(a, id=1) for a in parsed.annotations])
+    found = parse_results(results[:1], parsed)
+    # Only the cat is found, so only cats are left to be named.
+    assert evaluate_classification(parsed, found, PROTOCOLS["ytvis"]).stats["AP"] == pytest.approx(1)
+    assert [outcome.named for outcome in instance_outcomes(parsed, found)] == [1, None]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

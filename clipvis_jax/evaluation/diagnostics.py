@@ -58,19 +58,19 @@ def evaluate_classification(
     for result in results:
         if result.video_id in annotations_of:
             results_of[result.video_id].append(result)
-    best: dict[tuple[int, int], Result] = {}
+    best: dict[tuple[int, int, int], Result] = {}
     for video_id, found in tqdm(results_of.items(), "overlaps", unit="video", disable=not show_progress):
         overlap = track_overlaps(found, annotations_of[video_id], ground_truth.videos[video_id])
         for result, nearest, value in zip(found, overlap.argmax(axis=1), overlap.max(axis=1), strict=True):
             annotation = annotations_of[video_id][nearest]
-            key = annotation.id, result.category_id
+            key = video_id, annotation.id, result.category_id
             if value >= min_overlap and (key not in best or best[key].score < result.score):
                 best[key] = dataclasses.replace(result, track=annotation.track)
-    found_ids = {annotation_id for annotation_id, _ in best}
+    found_ids = {(video_id, annotation_id) for video_id, annotation_id, _ in best}
     return evaluate(
         dataclasses.replace(
             ground_truth,
-            annotations=[annotation for annotation in ground_truth.annotations if annotation.id in found_ids],
+            annotations=[a for a in ground_truth.annotations if (a.video_id, a.id) in found_ids],
         ),
         list(best.values()),
         protocol,
