@@ -26,7 +26,7 @@ class Shapes:
     """Folder to write into; made if it does not exist."""
     split: Literal["train", "val", "test", "occlusion"] = "val"
     """train shows base classes only, the others base, novel and unseen ones; occlusion is hard to track."""
-    count: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: train 2000, occlusion 100, 200)")] = (
+    count: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 200; train 2000, occlusion 100)")] = (
         None
     )
     """Number of videos."""
