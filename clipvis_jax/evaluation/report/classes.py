@@ -93,7 +93,7 @@ def _filters(groups: Mapping[str, Collection[int]], count: int) -> Markup:
     if groups:
         options = [element("option", "all groups", value="")] + [element("option", name, value=name) for name in groups]
         fields.append(element("select", options, aria_label="Group", data_filter="group"))
-    shown = element("output", f"{count:,} classes")
+    shown = element("output", f"{count:,} {'class' if count == 1 else 'classes'}")
     return element("form", fields, shown, class_="filters", hidden=True, data_table="classes")
 
 

@@ -21,7 +21,7 @@ from clipvis_jax.evaluation.report.videos import video_cards
 from clipvis_jax.evaluation.video_ap import VideoMetrics, group_members
 from clipvis_jax.files import atomic_path
 
-_PROVENANCE = ("command", "date", "dataset", "model", "config", "seed", "device", "versions")
+_PROVENANCE = ("command", "date", "dataset", "model", "config", "seed", "results", "device", "versions")
 """Fields of metrics.json that say how the scores came about, in the order in which they are shown."""
 
 
@@ -46,8 +46,8 @@ def write_report(
     Args:
         path: The file to write.
         metrics: The content of metrics.json, for what it says of the origin of the scores: ``command``, ``date``,
-            ``dataset`` (with ``name``), ``model`` (with ``folder``), ``config``, ``seed``, ``device``, ``versions``.
-            Any may be missing.
+            ``dataset`` (with ``name``), ``model`` (with ``folder``), ``config``, ``seed``, ``results``, ``device``,
+            ``versions``. Any may be missing.
         video_metrics: The scores, from `evaluate`.
         class_agnostic: From `evaluate_class_agnostic`.
         ground_truth: What was scored against.
@@ -139,15 +139,13 @@ def _provenance(metrics: Mapping[str, Any]) -> Markup:
 
 
 def _definitions(record: Mapping[str, Any]) -> Markup:
-    return element("dl", [element("div", element("dt", str(k)), element("dd", _value(v))) for k, v in record.items()])
+    return element("dl", [element("div", element("dt", str(key)), _value(value)) for key, value in record.items()])
 
 
-def _value(value: object) -> str:
+def _value(value: object) -> Markup:
     if isinstance(value, Mapping):
-        return _definitions(value)
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return str(value)
+        return element("dd", _definitions(value), class_="nested")
+    return element("dd", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
 
 
 def _page(title: str, body: Markup) -> str:

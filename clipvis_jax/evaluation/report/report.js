@@ -39,7 +39,7 @@ function filterRows(form, table) {
     row.hidden = !fits;
     shown += fits;
   }
-  form.querySelector("output").textContent = `${shown.toLocaleString("en")} classes`;
+  form.querySelector("output").textContent = `${shown.toLocaleString("en")} ${shown === 1 ? "class" : "classes"}`;
 }
 
 for (const table of document.querySelectorAll("table.sortable")) {

@@ -48,11 +48,15 @@ def headline_table(
         cells = [f"{score:.1f}" if (score := known.get(column)) is not None else "" for column in columns]
         rows.append(_row(f"Published: {row.backbone}, trained on {row.trained_on}", cells, "published"))
     parts = [_scrolling_table("Model", columns, rows)]
-    if published:
-        source = element("a", "the authors' release", href=SOURCE)
-        parts.append(element("p", join("Published AP is from ", source, ". All scores are times 100."), class_="note"))
-    else:
-        parts.append(element("p", f"All scores are times 100; {NO_SCORE} means that nothing counts.", class_="note"))
+    source = element("a", "the authors' release", href=SOURCE)
+    parts.append(
+        element(
+            "p",
+            f"All scores are times 100; {NO_SCORE} means that nothing counts.",
+            join(" Published ones are from ", source, ".") if published else "",
+            class_="note",
+        )
+    )
     if burst:
         metrics_names = list(next(iter(burst.values())))
         lines = [_row(group, [percent(scores[x]) for x in metrics_names], None) for group, scores in burst.items()]
@@ -81,7 +85,8 @@ def weakness(
             element(
                 "p",
                 "If the class-agnostic AP is low, masks or tracking are weak; if it is much higher than the AP, "
-                "names are, and then the AP with perfect masks is low too.",
+                "names are. The AP with the masks of the ground truth judges names alone, of the instances that were "
+                "found.",
                 class_="note",
             ),
         ),
