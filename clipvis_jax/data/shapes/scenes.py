@@ -1,7 +1,7 @@
 """Scenes: what is in a video and how it moves, worked out before anything is drawn.
 
 Lengths are first parts of the frame's side and times parts of the video's duration, so that the same seed gives the
-same scene at any size and number of frames.
+same objects on the same ways at any size and number of frames.
 """
 
 import dataclasses
@@ -90,6 +90,8 @@ def build_scene(config: ShapesConfig, index: int) -> Scene:
     (video_seed,) = config.video_seeds(index, 1)
     split = SPLITS[config.split]
     rng = np.random.default_rng((_ENTROPY_OF_SCENE, config.seed, video_seed))
+    # How many numbers these two draw depends on the size and the number of frames, on which nothing else may depend.
+    background_rng, camera_rng = rng.spawn(2)
     times = np.linspace(0, 1, config.frames) if config.frames > 1 else rng.random(1)
 
     lowest, highest = split.instances
@@ -101,7 +103,7 @@ def build_scene(config: ShapesConfig, index: int) -> Scene:
         bars = [dataclasses.replace(bar, rank=bar.rank + 1) for bar in bars]
 
     margin = math.ceil(_MARGIN * config.size)
-    background = make_background(rng, config.size + 2 * margin, config.size, most_clutter=5)
+    background = make_background(background_rng, config.size + 2 * margin, config.size, most_clutter=5)
     angle = float(rng.uniform(0, 2 * math.pi))
     return Scene(
         size=config.size,
@@ -109,7 +111,7 @@ def build_scene(config: ShapesConfig, index: int) -> Scene:
         margin=margin,
         actors=tuple(actors),
         bars=tuple(sorted(bars, key=lambda bar: bar.rank)),
-        camera=_move_camera(rng, times, config.size, margin),
+        camera=_move_camera(camera_rng, times, config.size, margin),
         light=(math.cos(angle), math.sin(angle)),
         shadows=bool(rng.random() < 0.6),
         gains=_change_light(rng, times),
