@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from clipvis_jax.data.fields import field, finite, integer_field, list_field, load_json, number_field, show
+from clipvis_jax.data.records import Category, Dataset, Mask
 from clipvis_jax.data.rle import measure, to_counts
 from clipvis_jax.errors import InputError
 
@@ -131,6 +132,45 @@ def parse_ground_truth(data: Any, source: str = "ground truth") -> GroundTruth:
         categories,
         [Annotation(*fields, track) for fields, track in zip(annotations, tracks, strict=True)],
     )
+
+
+def ground_truth_from(dataset: Dataset, count: int | None = None) -> GroundTruth:
+    """Read the true instances of a data set's first videos, of all by default.
+
+    Raises:
+        InputError: The data set has no annotations, or counts of a mask do not add up to its size.
+    """
+    if not dataset.has_annotations:
+        raise InputError(f"{dataset.name}: has no annotations, as test sets; scores need ground truth")
+    videos, annotations, pending = {}, [], []
+    for index in range(len(dataset) if count is None else count):
+        record = dataset[index]
+        video = Video(record.id, record.height, record.width, record.length)
+        videos[record.id] = video
+        for instance in record.instances:
+            where = f"{dataset.name}: annotation {instance.id}"
+            masks = [_plain_mask(mask, video.size) for mask in instance.masks]
+            pending.append(_Pending(where, video, masks))
+            areas = None if instance.areas is None else list(instance.areas)
+            annotations.append((instance.id, record.id, instance.category_id, instance.is_crowd, areas))
+    tracks = _read_tracks(pending, compatible=False)
+    return GroundTruth(
+        dataset.name,
+        videos,
+        {category.id: _category_fields(category) for category in dataset.categories},
+        [Annotation(*fields, track) for fields, track in zip(annotations, tracks, strict=True)],
+    )
+
+
+def _plain_mask(mask: Mask | None, size: list[int]) -> Any:
+    if mask is None:
+        return None
+    return {"size": size, "counts": mask} if isinstance(mask, str) else [list(part) for part in mask]
+
+
+def _category_fields(category: Category) -> dict[str, Any]:
+    """Return what is known of a class, as annotation files have it."""
+    return {name: value for name, value in dataclasses.asdict(category).items() if value not in (None, ())}
 
 
 def load_results(path: str | Path, ground_truth: GroundTruth, *, compatible: bool = False) -> list[Result]:

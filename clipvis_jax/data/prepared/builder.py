@@ -1,7 +1,5 @@
-"""The tensorflow-datasets builders: what a record holds, and how a data set becomes records."""
+"""The tensorflow-datasets builders: what the records hold, and how a data set becomes records."""
 
-import abc
-import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -10,17 +8,21 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from clipvis_jax.data.prepared.record_text import video_to_text
-from clipvis_jax.data.records import Dataset, Instance, VideoRecord
+from clipvis_jax.data.records import Dataset, VideoRecord
 
-SPLIT = "data"
-"""The only split: what is published as a split is a data set of its own. (The name "all" is reserved.)"""
+ANNOTATIONS, IMAGES = SPLITS = ("annotations", "images")
+"""The splits: one record per video, and one per frame. So annotations can be read without images, and single frames
+without their videos. What is published as a split (train, val) is a data set of its own here."""
 
-Example = tuple[VideoRecord, dict[str, Any]]
-"""A record as it is to be read back, and the features that hold it."""
+Features = dict[str, Any]
 
 
 class PreparedBuilder(tfds.core.GeneratorBasedBuilder):
-    """Base of the builders. Files go to a folder named after the data set."""
+    """Base of the builders. Files go to a folder named after the data set.
+
+    ``text`` of an annotation is a video with its instances (see `video_to_text`), of an image its file name. ``image``
+    of an image is the whole file, of an annotation nothing.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     level: ClassVar[str]
@@ -30,86 +32,48 @@ class PreparedBuilder(tfds.core.GeneratorBasedBuilder):
         self.dataset = dataset
         super().__init__(data_dir=data_dir / re.sub(r"[^\w.-]", "_", dataset.name), file_format="array_record")
 
-    @abc.abstractmethod
-    def features(self) -> tfds.features.FeaturesDict:
-        """Say what a record holds."""
+    def annotation(self, video: VideoRecord) -> Features:
+        """Return the features of a video's record."""
+        return {"text": video_to_text(video), "image": b""}
 
-    @abc.abstractmethod
-    def examples_of(self, index: int) -> Iterator[Example]:
-        """Turn one video into records."""
+    def images(self, index: int, video: VideoRecord) -> Iterator[Features]:
+        """Return the features of the records of a video's frames."""
+        for frame, name in enumerate(video.file_names):
+            yield {"text": name, "image": self.dataset.read_frame(index, frame)}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self.dataset.name}, {self.level}, as clipvis_jax prepares it.",
-            features=self.features(),
+            # Text takes any bytes. The features for images and videos need TensorFlow to be written.
+            features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "image": tfds.features.Text()}),
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        return {SPLIT: self._generate_examples()}
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, Features]]]:
+        return {split: self._generate_examples(split) for split in SPLITS}
 
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        examples = (example for index in range(len(self.dataset)) for example in self.examples_of(index))
-        for number, (_, features) in enumerate(examples):
-            yield number, features
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, Features]]:
+        number = 0
+        for index in range(len(self.dataset)):
+            video = self.dataset[index]
+            for features in [self.annotation(video)] if split == ANNOTATIONS else self.images(index, video):
+                yield number, features
+                number += 1
 
 
 class ClipvisVideos(PreparedBuilder):
-    """One record per video: ``video`` is its text (see `video_to_text`), ``frames`` are its image files."""
+    """Whole videos."""
 
     level = "videos"
 
-    def features(self) -> tfds.features.FeaturesDict:
-        """Say what a record holds."""
-        # Text takes any bytes. tensorflow-datasets' own features for images and videos need TensorFlow to be written.
-        return tfds.features.FeaturesDict(
-            {"video": tfds.features.Text(), "frames": tfds.features.Sequence(tfds.features.Text())}
-        )
-
-    def examples_of(self, index: int) -> Iterator[Example]:
-        """Turn one video into one record."""
-        video = self.dataset[index]
-        frames = [self.dataset.read_frame(index, frame) for frame in range(video.length)]
-        yield video, {"video": video_to_text(video), "frames": frames}
-
 
 class ClipvisFrames(PreparedBuilder):
-    """One record per annotated frame, a video of one frame: ``video`` is its text, ``image`` its image file.
-
-    Videos count from 1; only instances that have a mask in the frame are kept, and only frames that have one.
-    """
+    """Annotated frames, as videos of one frame; see `clipvis_jax.data.annotated_frames`."""
 
     level = "frames"
-
-    def features(self) -> tfds.features.FeaturesDict:
-        """Say what a record holds."""
-        return tfds.features.FeaturesDict({"video": tfds.features.Text(), "image": tfds.features.Text()})
-
-    def examples_of(self, index: int) -> Iterator[Example]:
-        """Turn one video into as many records as it has annotated frames."""
-        video = self.dataset[index]
-        for frame in range(video.length):
-            single = _single_frame(video, frame)
-            if single.instances:
-                image = self.dataset.read_frame(index, frame)
-                yield single, {"video": video_to_text(single), "image": image}
 
 
 BUILDERS = {builder.level: builder for builder in (ClipvisVideos, ClipvisFrames)}
 """The builders by level."""
-
-
-def _single_frame(video: VideoRecord, frame: int) -> VideoRecord:
-    instances = (_in_frame(instance, frame) for instance in video.instances if instance.masks[frame] is not None)
-    return dataclasses.replace(video, file_names=(video.file_names[frame],), instances=tuple(instances))
-
-
-def _in_frame(instance: Instance, frame: int) -> Instance:
-    return dataclasses.replace(
-        instance,
-        masks=(instance.masks[frame],),
-        boxes=None if instance.boxes is None else (instance.boxes[frame],),
-        areas=None if instance.areas is None else (instance.areas[frame],),
-    )

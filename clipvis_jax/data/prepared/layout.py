@@ -23,22 +23,34 @@ _CHUNK = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-    """A finished file of records.
+class ShardFile:
+    """A finished file of records: its name, its size, and its SHA-256 as hexadecimal digits."""
 
-    Attributes:
-        file: Its name.
-        num_bytes: Its size.
-        sha256: Its digest, as hexadecimal digits.
-        sizes: Height, width and number of frames of each record.
-        video_ids: The id that each record's video has in the annotation file.
-    """
-
-    file: str
+    name: str
     num_bytes: int
     sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Some videos in a row: a file with their annotations, and one with their images.
+
+    ``sizes`` are height, width and number of frames of each.
+    """
+
+    annotations: ShardFile
+    images: ShardFile
     sizes: tuple[tuple[int, int, int], ...]
-    video_ids: tuple[int, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Number of frames of all videos."""
+        return sum(length for _, _, length in self.sizes)
+
+    @property
+    def files(self) -> tuple[ShardFile, ShardFile]:
+        """Both files."""
+        return self.annotations, self.images
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -48,7 +60,7 @@ class Shard:
     def from_json(cls, record: dict[str, Any]) -> "Shard":
         """Read what `to_json` returned."""
         sizes = tuple((height, width, length) for height, width, length in record["sizes"])
-        return cls(record["file"], record["num_bytes"], record["sha256"], sizes, tuple(record["video_ids"]))
+        return cls(ShardFile(**record["annotations"]), ShardFile(**record["images"]), sizes)
 
 
 def is_remote(path: epath.Path) -> bool:

@@ -1,6 +1,5 @@
 """Read a prepared data set."""
 
-import dataclasses
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from clipvis_jax.data.prepared.layout import (
     METADATA_FILE,
     PROGRESS_FOLDER,
     Shard,
+    ShardFile,
     hash_file,
     is_remote,
     read_json,
@@ -36,8 +36,8 @@ _READER_OPTIONS = "readahead_buffer_size:0"
 class PreparedDataset:
     """A `Dataset` of the files that `prepare` wrote: the same records and image files as the published data set.
 
-    At the level ``frames`` each record is a video of one frame; videos then count from 1, and `video_ids` says where
-    each comes from. It can be pickled. Of an object store, shards are copied to the cache folder when they are needed.
+    At the level ``frames`` these are its annotated frames, see `AnnotatedFrames`. It can be pickled. Of an
+    object store, files are copied to the cache folder when they are needed.
     """
 
     def __init__(self, folder: epath.Path) -> None:
@@ -58,34 +58,34 @@ class PreparedDataset:
         self.has_annotations: bool = metadata["has_annotations"]
         self.categories = tuple(map(category_from_json, metadata["categories"]))
         self._shards = [Shard.from_json(record) for record in metadata["shards"]]
-        self._stops = list(accumulate(len(shard.sizes) for shard in self._shards))
+        self._sizes = [size for shard in self._shards for size in shard.sizes]
+        self._first_image = [0, *accumulate(length for _, _, length in self._sizes)]
         self._check_sizes()
-        self._features = tfds.builder_from_directory(folder).info.features
-        self._readers: dict[int, ArrayRecordReader] = {}
-        self._last: tuple[int, dict[str, Any]] = (-1, {})
-
-    @property
-    def video_ids(self) -> Sequence[int]:
-        """The id that each record's video has in the annotation file."""
-        return [video_id for shard in self._shards for video_id in shard.video_ids]
+        features = tfds.builder_from_directory(folder).info.features
+        self._annotations = _Records(
+            folder, [(shard.annotations, len(shard.sizes)) for shard in self._shards], features
+        )
+        self._images = _Records(folder, [(shard.images, shard.num_images) for shard in self._shards], features)
 
     def __len__(self) -> int:
-        return self._stops[-1]
+        return len(self._sizes)
 
     def __getitem__(self, index: SupportsIndex) -> VideoRecord:
-        row = range(len(self))[index]
-        video = video_from_text(self._example(row)["video"])
-        return video if self.level == "videos" else dataclasses.replace(video, id=row + 1)
+        return video_from_text(self._annotations.read(range(len(self))[index])["text"])
 
     def video_sizes(self) -> Sequence[tuple[int, int, int]]:
         """Return height, width and number of frames of every video, without reading the videos."""
-        return [size for shard in self._shards for size in shard.sizes]
+        return self._sizes
 
     def read_frame(self, index: SupportsIndex, frame: SupportsIndex) -> bytes:
-        """Return the encoded image file of one frame."""
-        example = self._example(range(len(self))[index])
-        frames = example["frames"] if self.level == "videos" else [example["image"]]
-        return frames[frame]
+        """Return the encoded image file of one frame.
+
+        Raises:
+            InputError: The file that holds it is damaged.
+        """
+        row = range(len(self))[index]
+        images = range(self._first_image[row], self._first_image[row + 1])
+        return self._images.read(images[frame])["image"]
 
     def verify(self, show_progress: bool = False) -> None:
         """Compare every file with its checksum.
@@ -93,55 +93,68 @@ class PreparedDataset:
         Raises:
             InputError: A file is damaged.
         """
-        size = sum(shard.num_bytes for shard in self._shards)
+        files = [file for shard in self._shards for file in shard.files]
+        size = sum(file.num_bytes for file in files)
         with tqdm(total=size, desc="verifying", unit="B", unit_scale=True, disable=not show_progress) as bar:
-            for shard in self._shards:
-                if hash_file(self.folder / shard.file) != shard.sha256:
-                    raise _damaged(self.folder / shard.file, "its checksum differs")
-                bar.update(shard.num_bytes)
+            for file in files:
+                if hash_file(self.folder / file.name) != file.sha256:
+                    raise _damaged(self.folder / file.name, "its checksum differs")
+                bar.update(file.num_bytes)
 
     def __reduce__(self) -> tuple[type["PreparedDataset"], tuple[epath.Path]]:
         return PreparedDataset, (self.folder,)
 
     def _check_sizes(self) -> None:
-        for shard in self._shards:
-            path = self.folder / shard.file
+        for file in (file for shard in self._shards for file in shard.files):
+            path = self.folder / file.name
             if not path.exists():
                 raise InputError(f"{path}: is missing; prepare the data set again")
-            if path.stat().length != shard.num_bytes:
-                raise _damaged(path, f"it has {path.stat().length} bytes instead of {shard.num_bytes}")
+            if path.stat().length != file.num_bytes:
+                raise _damaged(path, f"it has {path.stat().length} bytes instead of {file.num_bytes}")
 
-    def _example(self, row: int) -> dict[str, Any]:
-        """Read one record; the last one is kept, since frames of one video are usually asked for one by one."""
-        last_row, example = self._last
-        if last_row == row:
-            return example
-        number = bisect_right(self._stops, row)
-        first = self._stops[number] - len(self._shards[number].sizes)
+
+class _Records:
+    """The records of several files in a row; files are opened when they are needed."""
+
+    def __init__(
+        self, folder: epath.Path, files: Sequence[tuple[ShardFile, int]], features: tfds.features.FeaturesDict
+    ) -> None:
+        """Take the files with their numbers of records."""
+        self._folder = folder
+        self._files = [file for file, _ in files]
+        self._starts = [0, *accumulate(count for _, count in files)]
+        self._features = features
+        self._readers: dict[int, ArrayRecordReader] = {}
+
+    def read(self, row: int) -> dict[str, Any]:
+        """Return the features of one record."""
+        number = bisect_right(self._starts, row) - 1
         try:
             if number not in self._readers:
-                self._readers[number] = ArrayRecordReader(str(self._local_file(number)), options=_READER_OPTIONS)
-            example = self._features.deserialize_example_np(self._readers[number].read([row - first])[0])
+                path = _local_file(self._folder, self._files[number])
+                self._readers[number] = ArrayRecordReader(str(path), options=_READER_OPTIONS)
+            (data,) = self._readers[number].read([row - self._starts[number]])
+            return self._features.deserialize_example_np(data)
         except (RuntimeError, ValueError, IndexError) as error:
+            if isinstance(error, InputError):
+                raise
             reason = " ".join(str(error).split())
-            raise _damaged(self.folder / self._shards[number].file, reason) from error
-        self._last = row, example
-        return example
+            raise _damaged(self._folder / self._files[number].name, reason) from error
 
-    def _local_file(self, number: int) -> Path:
-        """Return a shard on this machine, copied there first if need be."""
-        shard = self._shards[number]
-        path = self.folder / shard.file
-        if not is_remote(path):
-            return Path(path)
-        cached = _cache_folder() / f"{shard.sha256}.array_record"
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(cached) as temporary:
-                path.copy(temporary, overwrite=True)
-                if hash_file(epath.Path(temporary)) != shard.sha256:
-                    raise _damaged(path, "its checksum differs")
-        return cached
+
+def _local_file(folder: epath.Path, file: ShardFile) -> Path:
+    """Return a file of records on this machine, copied there first if need be."""
+    path = folder / file.name
+    if not is_remote(path):
+        return Path(path)
+    cached = _cache_folder() / f"{file.sha256}.array_record"
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(cached) as temporary:
+            path.copy(temporary, overwrite=True)
+            if hash_file(epath.Path(temporary)) != file.sha256:
+                raise _damaged(path, "its checksum differs")
+    return cached
 
 
 def open_prepared(path: str | Path | epath.Path) -> PreparedDataset:

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +15,15 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from tqdm import tqdm
 
-from clipvis_jax.data.prepared.builder import BUILDERS, SPLIT, PreparedBuilder
+from clipvis_jax.data.annotated_frames import AnnotatedFrames
+from clipvis_jax.data.prepared.builder import ANNOTATIONS, BUILDERS, IMAGES, Features, PreparedBuilder
 from clipvis_jax.data.prepared.layout import (
     FORMAT_VERSION,
     INFO_FILE,
     METADATA_FILE,
     PROGRESS_FOLDER,
     Shard,
+    ShardFile,
     hash_file,
     is_remote,
     read_json,
@@ -57,7 +59,7 @@ def prepare(
     Args:
         dataset: The data set.
         out: Folder, also of an object store (``gs://...``); the files go to a folder below, named after the data set.
-        level: ``videos`` writes one record per video, ``frames`` one per annotated frame.
+        level: ``videos``, or ``frames`` for annotated frames as videos of their own (see `AnnotatedFrames`).
         shard_bytes: Rough size of a shard.
         show_progress: Show a progress bar over videos.
 
@@ -70,8 +72,10 @@ def prepare(
     """
     if level == "frames" and not dataset.has_annotations:
         raise InputError(f"{dataset.name}: has no annotated frames; prepare it with the level 'videos'")
+    if level == "frames":
+        dataset = AnnotatedFrames(dataset)
     if not len(dataset):
-        raise InputError(f"{dataset.name}: has no videos to prepare")
+        raise InputError(f"{dataset.name}: has no {level} to prepare")
     builder = BUILDERS[level](dataset, epath.Path(out))
     folder = epath.Path(builder.data_dir)
     identity = {"format_version": FORMAT_VERSION, "level": level, "digest": dataset.digest, "shard_bytes": shard_bytes}
@@ -114,15 +118,15 @@ def _write_shards(
     bar = tqdm(total=bounds[-1], desc=f"preparing {builder.dataset.name}", unit="video", disable=not show_progress)
     with bar:
         for number, (start, stop) in enumerate(pairwise(bounds)):
-            name = f"{builder.name}-{SPLIT}.array_record-{number:05}-of-{len(bounds) - 1:05}"
+            suffix = f"array_record-{number:05}-of-{len(bounds) - 1:05}"
             note = progress / f"{number:05}.json"
             shard = Shard.from_json(read_json(note)) if note.exists() else None
-            if shard is not None and _is_intact(folder / name, shard):
+            if shard is not None and _is_intact(folder, shard):
                 bar.update(stop - start)
                 # Time left is reckoned from what is written now.
                 bar.initial = bar.n
             else:
-                shard = _write_shard(builder, range(start, stop), folder / name, bar)
+                shard = _write_shard(builder, range(start, stop), folder, suffix, bar)
                 _write_whole(note, shard.to_json())
             shards.append(shard)
     return shards
@@ -136,30 +140,45 @@ def _shard_bounds(sizes: Sequence[tuple[int, int, int]], shard_bytes: int) -> li
     return sorted({0, *stops.tolist(), len(sizes)})
 
 
-def _write_shard(builder: PreparedBuilder, videos: range, path: epath.Path, bar: tqdm) -> Shard:
+def _write_shard(builder: PreparedBuilder, videos: range, folder: epath.Path, suffix: str, bar: tqdm) -> Shard:
+    dataset = builder.dataset
+    sizes = dataset.video_sizes()[videos.start : videos.stop]
+
+    def images() -> Iterator[Features]:
+        for index in videos:
+            yield from builder.images(index, dataset[index])
+            bar.update()
+
+    annotations = (builder.annotation(dataset[index]) for index in videos)
+    return Shard(
+        _write_file(builder, folder / f"{builder.name}-{ANNOTATIONS}.{suffix}", annotations),
+        _write_file(builder, folder / f"{builder.name}-{IMAGES}.{suffix}", images()),
+        tuple(sizes),
+    )
+
+
+def _write_file(builder: PreparedBuilder, path: epath.Path, records: Iterator[Features]) -> ShardFile:
     features = builder.info.features
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
-    sizes, video_ids = [], []
     with _local_file(path) as local:
         writer = ArrayRecordWriter(str(local), _WRITER_OPTIONS)
         try:
-            for index in videos:
-                for video, example in builder.examples_of(index):
-                    writer.write(serializer.serialize_example(features.encode_example(example)))
-                    sizes.append((video.height, video.width, video.length))
-                    video_ids.append(video.id)
-                bar.update()
-            writer.close()
-        except RuntimeError as error:  # of the file; the data set's own troubles are other exceptions
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{path}: cannot be written ({reason}); free some space or choose another --out"
-            ) from error
+            for record in records:
+                data = serializer.serialize_example(features.encode_example(record))
+                _write(writer.write, path, data)
+            _write(writer.close, path)
         finally:
             with suppress(RuntimeError):
                 writer.close()
-        shard = Shard(path.name, local.stat().st_size, hash_file(epath.Path(local)), tuple(sizes), tuple(video_ids))
-    return shard
+        return ShardFile(path.name, local.stat().st_size, hash_file(epath.Path(local)))
+
+
+def _write(call: Callable[..., None], path: epath.Path, *arguments: bytes) -> None:
+    try:
+        call(*arguments)
+    except RuntimeError as error:  # all that the library raises, whatever the reason
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be written ({reason}); free some space or choose another --out") from error
 
 
 def _write_metadata(
@@ -171,22 +190,34 @@ def _write_metadata(
         dataset=dataset.name,
         has_annotations=dataset.has_annotations,
         num_videos=len(dataset),
-        num_records=sum(len(shard.sizes) for shard in shards),
+        num_images=sum(shard.num_images for shard in shards),
         categories=[category_to_json(category) for category in dataset.categories],
         shards=[shard.to_json() for shard in shards],
     )
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name=builder.name, split=SPLIT, filetype_suffix="array_record"
-    )
-    lengths = [len(shard.sizes) for shard in shards]
-    size = sum(shard.num_bytes for shard in shards)
-    info.set_splits(tfds.core.splits.SplitDict([tfds.core.SplitInfo(SPLIT, lengths, size, template)]))
+    splits = [
+        tfds.core.SplitInfo(
+            split,
+            lengths,
+            sum(file.num_bytes for file in files),
+            tfds.core.ShardedFileTemplate(
+                data_dir=folder, dataset_name=builder.name, split=split, filetype_suffix="array_record"
+            ),
+        )
+        for split, lengths, files in (
+            (ANNOTATIONS, [len(shard.sizes) for shard in shards], [shard.annotations for shard in shards]),
+            (IMAGES, [shard.num_images for shard in shards], [shard.images for shard in shards]),
+        )
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(splits))
     info.write_to_directory(folder)
     (folder / PROGRESS_FOLDER).rmtree()
 
 
-def _is_intact(path: epath.Path, shard: Shard) -> bool:
-    return path.exists() and path.stat().length == shard.num_bytes
+def _is_intact(folder: epath.Path, shard: Shard) -> bool:
+    paths = [folder / file.name for file in shard.files]
+    return all(path.exists() for path in paths) and all(
+        path.stat().length == file.num_bytes for path, file in zip(paths, shard.files, strict=True)
+    )
 
 
 def _remove_leftovers(folder: epath.Path) -> None:

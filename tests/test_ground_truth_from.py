@@ -1,0 +1,78 @@
+"""Ground truth from a data set gives the numbers that its annotation file gives, published or prepared."""
+
+import json
+
+import pytest
+from annotation_files import burst, burst_converted, image_bytes, write_dataset, youtube_vis
+from conftest import GOLDENS
+
+from clipvis_jax import InputError
+from clipvis_jax.data.prepared import open_prepared, prepare
+from clipvis_jax.data.raw import RawDataset
+from clipvis_jax.evaluation import (
+    PROTOCOLS,
+    evaluate,
+    ground_truth_from,
+    load_ground_truth,
+    load_results,
+    parse_results,
+)
+
+CASES = sorted(path.name for path in (GOLDENS / "eval").iterdir())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_annotation_file(tmp_path, case):
+    """All official cases: crowds, missing frames, wrong areas, all encodings."""
+    content = json.loads((GOLDENS / "eval" / case / "gt.json").read_text())
+    for video in content["videos"]:
+        video["file_names"] = [f"{video['id']}.jpg"] * video["length"]
+        (tmp_path / f"{video['id']}.jpg").write_bytes(image_bytes(video["id"]))
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(content))
+    raw = RawDataset(path, tmp_path)
+    datasets = [raw, open_prepared(prepare(raw, tmp_path / "out"))]
+    truths = [load_ground_truth(path), *map(ground_truth_from, datasets)]
+    for protocol in ("ytvis", "lvvis"):
+        expected, *found = (
+            evaluate(
+                truth,
+                load_results(GOLDENS / "eval" / case / "results.json", truth, compatible=True),
+                PROTOCOLS[protocol],
+            )
+            for truth in truths
+        )
+        for metrics in found:
+            assert metrics.stats == expected.stats
+            assert metrics.per_category == expected.per_category
+            assert metrics.groups == expected.groups
+
+
+def test_burst_as_published_equals_the_conversion(tmp_path):
+    mask = {"size": [6, 8], "counts": burst()["sequences"][1]["segmentations"][0]["2"]["rle"]}
+    metrics = []
+    # The conversion counts annotations from 0, and the official code never finds annotation 0.
+    converted = burst_converted()
+    for annotation in converted["annotations"]:
+        annotation["id"] += 1
+    for content, classes in ((burst(), (805, 1057)), (converted, (1, 2))):
+        truth = ground_truth_from(RawDataset(*write_dataset(tmp_path / str(classes[0]), content, frames=False)))
+        results = [
+            {"video_id": video, "category_id": classes[row], "score": 0.5, "segmentations": [mask] * length}
+            for video, row, length in ((0, 0, 1), (1, 0, 2), (1, 1, 2))
+        ]
+        metrics.append(evaluate(truth, parse_results(results, truth), PROTOCOLS["ytvis"]))
+    assert metrics[0].stats == metrics[1].stats
+    assert metrics[0].stats["AP50"] == pytest.approx(1)
+    assert metrics[0].stats["AP"] < 1
+
+
+def test_first_videos_only(tmp_path):
+    dataset = RawDataset(*write_dataset(tmp_path, youtube_vis(), frames=False))
+    truth = ground_truth_from(dataset, 1)
+    assert set(truth.videos) == {2}
+    assert [annotation.id for annotation in truth.annotations] == [5]
+    assert truth.categories[30] == {"id": 30, "name": "naïve fox", "partition": 2}
+    content = youtube_vis() | {"annotations": None}
+    with pytest.raises(InputError, match="annotations: has no annotations, as test sets"):
+        ground_truth_from(RawDataset(*write_dataset(tmp_path, content, frames=False)))
