@@ -19,12 +19,13 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.masks import MaskResizer
 from clipvis_jax.models.clipvis import ClipVis, Variables
 from clipvis_jax.models.text_classifier import TextClassifier
+from clipvis_jax.prefetch import prefetch
 from clipvis_jax.results import LiveTrack, VideoResult
 from clipvis_jax.scores import ScoreConfig
 from clipvis_jax.structs import FramePredictions
 from clipvis_jax.text import PROMPT_TEMPLATES, encode_vocabulary
 from clipvis_jax.tokenizer import Tokenizer
-from clipvis_jax.video import FrameSource, open_frames, prefetch
+from clipvis_jax.video import FrameSource, open_frames
 from clipvis_jax.video_state import VideoState
 
 VIDEO_TOP_K = 50

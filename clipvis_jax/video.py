@@ -3,14 +3,12 @@
 Frames are 8-bit RGB in numpy. Only a few decoded frames exist at a time.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Semaphore, Thread
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import av
 import numpy as np
@@ -27,7 +25,6 @@ _EXACT_LENGTH_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 _MAX_FPS = 1000
 # FFmpeg's default is faster, but makes frames darker by 1 of 255, and 10-bit ones by 2.
 _ROUND_EXACTLY = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_ITEM = TypeVar("_ITEM")
 
 
 @dataclass(frozen=True)
@@ -112,47 +109,6 @@ def open_frames(path: str | Path, selection: FrameSelection | None = None) -> Fr
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return _ImageSource("image", path.name, [path], selection)
     return _VideoSource(path, selection)
-
-
-def prefetch(items: Iterable[_ITEM], depth: int) -> Generator[_ITEM, None, None]:
-    """Produce up to `depth` items (at least 1) ahead in a background thread.
-
-    An exception in `items` is raised here, after the items before it. When this iterator is closed or
-    dropped, the thread stops after the item that it is working on; no thread is left behind.
-    """
-    if depth < 1:
-        raise ValueError(f"depth {depth}: must be 1 or more")
-    free_slots = Semaphore(depth)
-    stop = Event()
-    # An item comes in a tuple of one; at the end comes None or the exception that ended the items.
-    produced: SimpleQueue[tuple[_ITEM] | BaseException | None] = SimpleQueue()
-
-    def produce() -> None:
-        end: BaseException | None = None
-        try:
-            iterator = iter(items)
-            while free_slots.acquire() and not stop.is_set():
-                produced.put((next(iterator),))
-        except StopIteration:
-            pass
-        except BaseException as error:  # raised again by the consumer
-            end = error
-        produced.put(end)
-
-    # A daemon: an iterator that is still referenced when the interpreter exits must not keep it alive.
-    thread = Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while isinstance(message := produced.get(), tuple):
-            free_slots.release()
-            yield message[0]
-        if message is not None:
-            raise message
-    finally:
-        stop.set()
-        free_slots.release()
-        # Not for ever: a camera or a network share may never give its next frame.
-        thread.join(timeout=5)
 
 
 class _ImageSource:

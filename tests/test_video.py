@@ -1,7 +1,4 @@
 import resource
-import threading
-import time
-from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +8,7 @@ import pytest
 from PIL import Image
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.video import FrameSelection, open_frames, prefetch
+from clipvis_jax.video import FrameSelection, open_frames
 from clipvis_jax.video_writer import VideoWriter
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -641,92 +638,3 @@ def test_a_disk_that_fills_up(tmp_path: Path, limit: int) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
-
-
-# --- prefetch
-
-
-def prefetch_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert condition()
-
-
-def test_prefetch_keeps_items_and_order() -> None:
-    items = [0, None, ValueError("an item"), (1, 2), *range(50)]
-    assert list(prefetch(items, 3)) == items
-    assert list(prefetch([], 1)) == []
-    assert prefetch_threads() == []
-
-
-def test_prefetch_works_ahead_as_far_as_it_may() -> None:
-    produced: list[int] = []
-
-    def items() -> Iterator[int]:
-        for i in range(100):
-            produced.append(i)
-            yield i
-
-    iterator = prefetch(items(), 3)
-    assert next(iterator) == 0
-    wait_until(lambda: len(produced) == 4)
-    time.sleep(0.05)
-    assert produced == [0, 1, 2, 3]
-    assert next(iterator) == 1
-    wait_until(lambda: len(produced) == 5)
-
-
-def test_prefetch_raises_what_the_items_raise() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        yield 2
-        raise InputError("frame 2 is broken")
-
-    seen = []
-    with pytest.raises(InputError, match="frame 2 is broken"):
-        seen.extend(prefetch(items(), 5))
-    assert prefetch_threads() == []
-    iterator = prefetch(items(), 5)
-    assert [next(iterator), next(iterator)] == [1, 2]
-    with pytest.raises(InputError, match="frame 2 is broken"):
-        next(iterator)
-
-
-@pytest.mark.parametrize("depth", [1, 4])
-def test_prefetch_stops_with_its_consumer(tmp_path: Path, depth: int) -> None:
-    closed = threading.Event()
-
-    def items() -> Iterator[int]:
-        try:
-            yield from range(10_000)
-        finally:
-            closed.set()
-
-    for number in prefetch(items(), depth):
-        if number == 5:
-            break
-    assert prefetch_threads() == []
-    assert closed.is_set(), "the video would stay open"
-
-    iterator = prefetch(items(), depth)
-    next(iterator)
-    assert len(prefetch_threads()) == 1
-    iterator.close()
-    assert prefetch_threads() == []
-
-
-def test_prefetch_needs_room() -> None:
-    with pytest.raises(ValueError, match="depth 0"):
-        list(prefetch([1], 0))
-
-
-def test_prefetched_videos_are_the_same(tmp_path: Path) -> None:
-    source = open_frames(encode(tmp_path / "clip.mp4", numbered(20)))
-    for (number, frame), (other_number, other) in zip(source, prefetch(source, 4), strict=True):
-        assert number == other_number
-        np.testing.assert_array_equal(frame, other)

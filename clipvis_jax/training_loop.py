@@ -1,0 +1,391 @@
+"""The training loop: the same for whatever is trained.
+
+One step after the other; logs, pictures, scores and checkpoints at their times; an end that can be continued.
+"""
+
+import dataclasses
+import fcntl
+import signal
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from threading import current_thread, main_thread
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from clipvis_jax.distributed import wait_for_all
+from clipvis_jax.errors import InputError
+from clipvis_jax.files import output_error, prepare_output_dir
+from clipvis_jax.prefetch import prefetch
+from clipvis_jax.training_checkpoints import TrainingCheckpoints
+from clipvis_jax.training_log import TrainingLog
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """When the loop does what, in steps; 0 means never.
+
+    Attributes:
+        log_every: Write losses and times.
+        checkpoint_every: Write a checkpoint, besides those at the end and when stopped.
+        keep_last: How many of the newest checkpoints are kept.
+        keep_best: How many of the best by score are kept besides.
+        evaluate_every: Compute scores on the evaluation data, and write a checkpoint with them.
+        picture_every: Draw predictions beside targets.
+        stop_after: End after this step as if the run had been stopped; it can be continued. None: at the last step.
+    """
+
+    log_every: int = 20
+    checkpoint_every: int = 5000
+    keep_last: int = 3
+    keep_best: int = 1
+    evaluate_every: int = 0
+    picture_every: int = 0
+    stop_after: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "checkpoint_every", "keep_best", "evaluate_every", "picture_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"loop.{name} {getattr(self, name)}: must be 0 (never) or more")
+        if self.keep_last < 1:
+            raise InputError(f"loop.keep_last {self.keep_last}: must be 1 or more")
+        if self.stop_after is not None and self.stop_after < 1:
+            raise InputError(f"loop.stop_after {self.stop_after}: must be 1 or more")
+
+
+class Data(Protocol):
+    """An endless iterator over batches on the host, whose place can be kept and found again."""
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the place as JSON."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to a place."""
+        ...
+
+    def close(self) -> None:
+        """End worker processes."""
+        ...
+
+
+class Task(Protocol):
+    """What is trained: everything that the loop does not know.
+
+    Attributes:
+        num_steps: Length of the whole training.
+        batch_size: Examples per step, over all processes.
+    """
+
+    num_steps: int
+    batch_size: int
+
+    def init_state(self) -> Any:
+        """Return the state before the first step, on the devices."""
+        ...
+
+    def abstract_state(self) -> Any:
+        """Return shapes, types and shardings of the state."""
+        ...
+
+    def open_data(self) -> Data:
+        """Start the stream of batches."""
+        ...
+
+    def put(self, batch: Any) -> Any:
+        """Put a batch on the devices."""
+        ...
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Do a step; returns the state and metrics, both still being computed. Uses the given state up."""
+        ...
+
+    def problem(self, metrics: Any) -> str | None:
+        """Say what is not finite in a step's metrics, if anything is; the state is then that of before."""
+        ...
+
+    def report(self, metrics: Any, step: int) -> dict[str, float]:
+        """Return a step's metrics as named numbers."""
+        ...
+
+    def flops_per_step(self) -> float | None:
+        """Return the floating-point operations of a step per device, None if unknown."""
+        ...
+
+    def evaluate(self, state: Any, folder: Path) -> dict[str, float]:
+        """Compute scores; the first is what "best" means."""
+        ...
+
+    def picture(self, state: Any, batch: Any) -> UInt8[np.ndarray, "h w 3"]:
+        """Draw predictions beside targets."""
+        ...
+
+    def export(self, state: Any, folder: Path, source: Mapping[str, Any]) -> None:
+        """Write the trained model for use."""
+        ...
+
+
+BEST_METRIC = "score"
+"""The name under which checkpoints keep the first score of an evaluation."""
+
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v5 lite": 197e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Floating-point operations per second in bfloat16, by the makers' data sheets, by JAX's name of the device."""
+
+
+def train(
+    task: Task,
+    config: LoopConfig,
+    workdir: Path,
+    *,
+    resume_from: Path | None = None,
+    source: Mapping[str, Any] | None = None,
+    show_progress: bool = True,
+) -> bool:
+    """Train, from where the run stands.
+
+    Where a run begins, the first that applies: (1) the newest whole checkpoint in ``workdir``; (2) the newest whole
+    checkpoint of the run in ``resume_from``; (3) the task's own beginning.
+
+    Args:
+        task: What to train.
+        config: When to do what.
+        workdir: Folder of the run: ``checkpoints``, ``log.jsonl``, ``tensorboard``, ``pictures``, ``evaluation``, and
+            ``model`` at the end.
+        resume_from: Folder of another run.
+        source: What the trained model says of where it comes from.
+        show_progress: Show a progress bar with the time left.
+
+    Returns:
+        Whether training is complete; False if it was stopped and can be continued.
+
+    Raises:
+        InputError: The folder is in use or cannot be written, a checkpoint or the data cannot be used, or a loss was
+            not finite.
+    """
+    is_first = jax.process_index() == 0
+    with (
+        _lock(workdir),
+        TrainingCheckpoints(
+            workdir / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best, metric=BEST_METRIC
+        ) as checkpoints,
+        closing(task.open_data()) as data,
+    ):
+        state, first_step = _begin(task, checkpoints, data, resume_from)
+        last_step = task.num_steps if config.stop_after is None else min(task.num_steps, config.stop_after)
+        is_stopped = False
+        with (
+            TrainingLog(workdir, first_step=first_step, enabled=is_first) as log,
+            closing(prefetch(_batches(task, data), 1)) as batches,
+            _StopSignal() as stop,
+            tqdm(
+                total=task.num_steps,
+                initial=first_step,
+                desc="training",
+                unit="step",
+                disable=not (show_progress and is_first),
+            ) as bar,
+        ):
+            reporter = _Reporter(task, config, log, bar, checkpoints)
+            for step in range(first_step + 1, last_step + 1):
+                with reporter.timed("data"):
+                    batch, data_state = next(batches)
+                with reporter.timed("step"):
+                    state, metrics = task.step(state, batch)
+                # The numbers of the step before are read while the device computes this one.
+                reporter.settle()
+                reporter.add(step, metrics)
+                bar.update()
+                is_stopped = stop.requested(step)
+                is_last = is_stopped or step == last_step
+                scores: dict[str, float] = {}
+                if _is_due(step, config.picture_every):
+                    log.picture(step, "predictions", task.picture(state, batch))
+                if _is_due(step, config.evaluate_every) or (config.evaluate_every and step == task.num_steps):
+                    reporter.settle()
+                    scores = task.evaluate(state, workdir / "evaluation" / f"step_{step:07d}")
+                    log.write(step, {f"evaluation/{name}": value for name, value in scores.items()})
+                if is_last or scores or _is_due(step, config.checkpoint_every):
+                    reporter.settle()
+                    best = {BEST_METRIC: next(iter(scores.values()))} if scores else None
+                    checkpoints.save(step, state, data_state, metrics=best)
+                if is_stopped:
+                    break
+            reporter.settle()
+        checkpoints.wait()
+        is_complete = last_step == task.num_steps and not is_stopped
+        if is_complete:
+            task.export(state, workdir / "model", source or {})
+        wait_for_all("trained")
+    return is_complete
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _begin(task: Task, checkpoints: TrainingCheckpoints, data: Data, resume_from: Path | None) -> tuple[Any, int]:
+    """Find the state to go on from, and put the data in its place."""
+    restored = checkpoints.restore(task.abstract_state())
+    if restored is None and resume_from is not None:
+        folder = resume_from / "checkpoints"
+        if not folder.is_dir():
+            raise InputError(f"{resume_from}: is not the folder of a training run; it has no 'checkpoints'")
+        with TrainingCheckpoints(folder, is_read_only=True) as others:
+            restored = others.restore(task.abstract_state())
+        if restored is None:
+            raise InputError(f"{folder}: holds no checkpoint to resume from")
+    if restored is None:
+        return task.init_state(), 0
+    data.set_state(restored.data_state)
+    return restored.state, restored.step
+
+
+def _batches(task: Task, data: Data) -> Generator[tuple[Any, dict[str, Any]], None, None]:
+    """Put batches on the devices; with each comes the place in the data after it."""
+    while True:
+        batch = next(data)
+        yield task.put(batch), data.get_state()
+
+
+class _Reporter:
+    """Reads the metrics of steps one step late, stops at numbers that are not finite, and logs."""
+
+    def __init__(
+        self, task: Task, config: LoopConfig, log: TrainingLog, bar: tqdm, checkpoints: TrainingCheckpoints
+    ) -> None:
+        self._task, self._config, self._log, self._bar, self._checkpoints = task, config, log, bar, checkpoints
+        self._pending: tuple[int, Any] | None = None
+        self._seconds = {"data": 0.0, "step": 0.0, "wait": 0.0}
+        self._since = time.perf_counter()
+        self._num_steps = 0
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Measure a part of a step."""
+        start = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - start
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Take the metrics of a step that may still be computed."""
+        self._pending = step, metrics
+
+    def settle(self) -> None:
+        """Wait for the step that was added last, look at its numbers, and log them if it is time.
+
+        Raises:
+            InputError: A number is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        with self.timed("wait"):
+            metrics = jax.device_get(metrics)
+        if problem := self._task.problem(metrics):
+            # That of a step that may still be written is not waited for: its number is known.
+            steps = [number for number in self._checkpoints.steps if number < step]
+            kept = f"the checkpoint of step {steps[-1]} is good" if steps else "there is no checkpoint yet"
+            raise InputError(
+                f"step {step}: {problem}; training stopped, {kept}; lower --optimizer.learning-rate or look at the data"
+            )
+        self._num_steps += 1
+        if _is_due(step, self._config.log_every):
+            report = self._task.report(metrics, step)
+            self._log.write(step, report | self._times())
+            shown = {name: f"{report[name]:.4g}" for name in list(report)[:1]}
+            self._bar.set_postfix(shown | {"data": f"{self._share('data'):.0%}"}, refresh=False)
+            self._seconds = dict.fromkeys(self._seconds, 0.0)
+            self._since, self._num_steps = time.perf_counter(), 0
+
+    def _share(self, part: str) -> float:
+        return self._seconds[part] / max(time.perf_counter() - self._since, 1e-9)
+
+    def _times(self) -> dict[str, float]:
+        """Return seconds per step, by parts, and what follows from them."""
+        seconds = (time.perf_counter() - self._since) / self._num_steps
+        times = {f"seconds/{part}": total / self._num_steps for part, total in self._seconds.items()}
+        times |= {"seconds/total": seconds, "images_per_second": self._task.batch_size / seconds}
+        flops, peak = self._task.flops_per_step(), PEAK_FLOPS.get(jax.devices()[0].device_kind)
+        if flops is not None:
+            times["teraflops_per_second_and_device"] = flops / seconds / 1e12
+            if peak is not None:
+                times["utilisation_of_bfloat16_peak"] = flops / seconds / peak
+        return times
+
+
+class _StopSignal:
+    """Notes SIGTERM (a machine that is taken away) and Ctrl-C, so that a step can end and be saved.
+
+    A second signal ends the process at once. Of several processes all stop after the same step.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopSignal":
+        # With several processes JAX listens for SIGTERM itself.
+        if jax.process_count() == 1 and current_thread() is main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def requested(self, step: int) -> bool:
+        """Tell whether training is to stop after this step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._is_set
+
+    def _note(self, *_: object) -> None:
+        self._is_set = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+@contextmanager
+def _lock(workdir: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the system takes the lock away when the process ends, however it ends.
+
+    Raises:
+        InputError: Another run is at work there, or it cannot be written.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    path = prepare_output_dir(workdir) / "lock"
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise output_error(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"{workdir}: another run is at work there; wait for it, or choose another --workdir"
+            ) from error
+        yield
