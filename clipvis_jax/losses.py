@@ -80,14 +80,11 @@ def draw_points(key: PRNGKeyArray, num_targets: int, config: LossConfig) -> Poin
     )
 
 
-def point_keys(
-    key: PRNGKeyArray, step: Int[Array, ""], examples: Int[Array, " b"], num_layers: int
-) -> Key[Array, "l b"]:
-    """Derive the keys [l, b] of a step's draws from its number and every image's place in the global batch.
+def point_keys(key: PRNGKeyArray, examples: Int[Array, " b"], num_layers: int) -> Key[Array, "l b"]:
+    """Derive the keys of a step's draws from the step's key and every image's place in the global batch.
 
     So draws do not depend on the number of devices, nor on how a batch is cut up.
     """
-    key = jax.random.fold_in(key, step)
     image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, examples)
     return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(image_keys, jnp.arange(num_layers))
 

@@ -7,8 +7,10 @@ targets, ``p`` points.
 Feature maps are channels last. Boolean masks are True where something is attended or kept.
 """
 
+from typing import Any
+
 import flax.struct
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 
 @flax.struct.dataclass
@@ -139,3 +141,29 @@ class LossReport:
 
     losses: Float[Array, "l kinds"]
     matched_iou: Float[Array, " l"]
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What a training step reports; ``losses`` is not weighted, its last axis is ``losses.LOSSES``.
+
+    ``gradient_norm`` is that before clipping.
+    """
+
+    total_loss: Float[Array, ""]
+    losses: Float[Array, "l kinds"]
+    matched_iou: Float[Array, " l"]
+    gradient_norm: Float[Array, ""]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a training run carries from step to step, besides the place in the data.
+
+    ``step`` counts finished steps. Every random draw hangs on ``seed`` and ``step``.
+    """
+
+    step: Int[Array, ""]
+    seed: UInt32[Array, ""]
+    params: Any
+    opt_state: Any

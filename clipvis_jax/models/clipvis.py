@@ -46,11 +46,15 @@ class ClipVis:
 
     ``dtype`` is the type of the computation (float32 or bfloat16). Parameters, coordinates, softmax and norms'
     statistics are float32 in either. ``clip_vars`` is the frozen CLIP: ``trunk``, ``visual_head``, ``text`` and
-    ``logit_scale``; ``params`` is what is trained: ``pixel_decoder`` and ``query_decoder``.
+    ``logit_scale``; ``params`` is what is trained: ``pixel_decoder`` and ``query_decoder``. ``encoder_dtype`` is the
+    type of the deformable encoder's computation, by default ``dtype``. ``remat`` saves memory in training at the price
+    of time: the decoders' layers are computed once more in the backward pass.
     """
 
     config: ClipVisConfig
     dtype: DTypeLike = jnp.float32
+    encoder_dtype: DTypeLike | None = None
+    remat: bool = False
 
     @property
     def trunk(self) -> nn.Module:
@@ -78,12 +82,13 @@ class ClipVis:
     @property
     def pixel_decoder(self) -> nn.Module:
         """Feature maps -> mask features and memory."""
-        return PixelDecoder(self.config.pixel_decoder, dtype=self.dtype)
+        encoder_dtype = self.dtype if self.encoder_dtype is None else self.encoder_dtype
+        return PixelDecoder(self.config.pixel_decoder, dtype=self.dtype, encoder_dtype=encoder_dtype, remat=self.remat)
 
     @property
     def query_decoder(self) -> nn.Module:
         """Mask features and memory -> predictions."""
-        return QueryDecoder(self.config.query_decoder, dtype=self.dtype)
+        return QueryDecoder(self.config.query_decoder, dtype=self.dtype, remat=self.remat)
 
     def init_clip(self, key: PRNGKeyArray) -> Variables:
         """Draw random variables for the frozen CLIP."""
@@ -114,7 +119,8 @@ class ClipVis:
 
     def _precision(self) -> AbstractContextManager[None]:
         """Make float32 mean float32, also on devices whose default is to multiply with fewer bits."""
-        return jax.default_matmul_precision("float32" if jnp.dtype(self.dtype) == jnp.float32 else "default")
+        exact = jnp.float32 in (jnp.dtype(self.dtype), jnp.dtype(self.encoder_dtype or self.dtype))
+        return jax.default_matmul_precision("float32" if exact else "default")
 
     def extract_features(
         self, clip_vars: Variables, frames_u8: UInt8[Array, "b h w 3"], valid_size: Int[Array, " 2"]

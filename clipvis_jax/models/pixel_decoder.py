@@ -50,10 +50,16 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """CLIP features -> mask features at stride 4 and memory at strides 32, 16 and 8."""
+    """CLIP features -> mask features at stride 4 and memory at strides 32, 16 and 8.
+
+    ``encoder_dtype`` is the type of the deformable encoder's computation. ``remat`` computes its layers once more in
+    the backward pass instead of keeping what they computed.
+    """
 
     config: PixelDecoderConfig
     dtype: DTypeLike = jnp.float32
+    encoder_dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, features: ClipFeatures) -> PixelFeatures:
@@ -74,12 +80,14 @@ class PixelDecoder(nn.Module):
             pixels.append(projected.reshape(batch, height * width, config.dim))
             positions.append(position.reshape(1, height * width, config.dim))
             level_shapes.append((height, width))
-        x = jnp.concatenate(pixels, axis=1)
-        all_positions = jnp.concatenate(positions, axis=1).astype(self.dtype)
+        x = jnp.concatenate(pixels, axis=1).astype(self.encoder_dtype)
+        all_positions = jnp.concatenate(positions, axis=1).astype(self.encoder_dtype)
+        encoder_layer = nn.remat(DeformableEncoderLayer, static_argnums=(3,)) if self.remat else DeformableEncoderLayer
         for index in range(config.num_layers):
-            x = DeformableEncoderLayer(config, dtype=self.dtype, name=f"layer{index}")(
+            x = encoder_layer(config, dtype=self.encoder_dtype, name=f"layer{index}")(
                 x, all_positions, tuple(level_shapes)
             )
+        x = x.astype(self.dtype)
         splits = (
             level_shapes[0][0] * level_shapes[0][1],
             x.shape[1] - level_shapes[2][0] * level_shapes[2][1],

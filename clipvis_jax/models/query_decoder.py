@@ -73,10 +73,14 @@ class QueryDecoderLayer(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """Pixel features -> one prediction before the first layer and one after each layer, the last one the result."""
+    """Pixel features -> one prediction before the first layer and one after each layer, the last one the result.
+
+    ``remat`` computes layers once more in the backward pass instead of keeping what they computed.
+    """
 
     config: QueryDecoderConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         config, dtype = self.config, self.dtype
@@ -84,9 +88,8 @@ class QueryDecoder(nn.Module):
         self.query_feature = self.param("query_feature", nn.initializers.normal(1.0), table_shape)
         self.query_position = self.param("query_position", nn.initializers.normal(1.0), table_shape)
         self.level_embedding = self.param("level_embedding", nn.initializers.normal(1.0), (3, config.dim))
-        self.layers = [
-            QueryDecoderLayer(config, dtype=dtype, name=f"layer{index}") for index in range(config.num_layers)
-        ]
+        layer_type = nn.remat(QueryDecoderLayer) if self.remat else QueryDecoderLayer
+        self.layers = [layer_type(config, dtype=dtype, name=f"layer{index}") for index in range(config.num_layers)]
         self.norm = LayerNorm(dtype=dtype)
         self.object_head = Mlp((config.dim, config.dim, 2), dtype=dtype)
         self.mask_head = Mlp((config.dim, config.dim, config.mask_dim), dtype=dtype)

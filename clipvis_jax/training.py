@@ -1,0 +1,265 @@
+"""The training step: frozen CLIP, decoders, losses of all layers, one update of the decoders.
+
+``make_train_step`` returns one compiled function for any number of devices. What it computes does not depend on how
+many there are: losses are sums over the global batch, and random draws hang on the step and an image's place in the
+batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+
+from clipvis_jax.errors import InputError
+from clipvis_jax.losses import LOSSES, LossConfig, combine_sums, loss_sums, point_keys, stack_layers
+from clipvis_jax.models.clipvis import ClipVis, Variables
+from clipvis_jax.sharding import BATCH_AXES, batch_sharding, optimizer_shardings, parameter_shardings, replicated
+from clipvis_jax.structs import (
+    LossReport,
+    LossSums,
+    PointDraws,
+    QueryPrediction,
+    StepMetrics,
+    Targets,
+    TrainingBatch,
+    TrainState,
+)
+
+Remat = Literal["none", "layers", "everything"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How a step is computed.
+
+    Args:
+        losses: Weights and points of the losses.
+        accumulation: Number of parts in which a batch is done, one after the other, to save memory. The result is that
+            of the whole batch, at the price of one more forward pass.
+        remat: What the backward pass computes once more instead of keeping it: nothing, the decoders' layers, or the
+            layers and all else in the decoders.
+        dtype: Type of the computation; parameters and the deformable encoder are float32 in either.
+    """
+
+    losses: LossConfig = LossConfig()
+    accumulation: int = 1
+    remat: Remat = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.accumulation < 1:
+            raise ValueError(f"accumulation {self.accumulation}: give at least 1")
+
+
+def init_state(
+    model: ClipVis,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    params: Variables | None = None,
+) -> TrainState:
+    """Make the state of step 0, each part where it belongs.
+
+    Args:
+        model: The model.
+        optimizer: The optimiser, see ``make_optimizer``.
+        mesh: The devices.
+        seed: Seeds the initial decoders and every draw of the training.
+        params: Decoders to start from, instead of random ones.
+    """
+    shardings = state_shardings(model, optimizer, mesh)
+
+    def make(params: Variables | None) -> TrainState:
+        if params is None:
+            params = model.init_decoders(jax.random.key(seed))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            seed=jnp.asarray(seed, jnp.uint32),
+            params=params,
+            opt_state=optimizer.init(params),
+        )
+
+    return jax.jit(make, out_shardings=shardings)(params)
+
+
+def abstract_state(model: ClipVis, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the shapes and types of a state, without computing it."""
+    params = jax.eval_shape(model.init_decoders, jax.random.key(0))
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        seed=jax.ShapeDtypeStruct((), jnp.uint32),
+        params=params,
+        opt_state=jax.eval_shape(optimizer.init, params),
+    )
+
+
+def state_shardings(model: ClipVis, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Return where every part of a state lives."""
+    state = abstract_state(model, optimizer)
+    return TrainState(
+        step=replicated(mesh),
+        seed=replicated(mesh),
+        params=parameter_shardings(mesh, state.params),
+        opt_state=optimizer_shardings(mesh, optimizer, state.opt_state, state.params),
+    )
+
+
+def make_train_step(
+    model: ClipVis,
+    config: TrainingConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    draws: PointDraws | None = None,
+) -> Callable[[TrainState, Variables, TrainingBatch], tuple[TrainState, StepMetrics]]:
+    """Compile the training step ``(state, clip_vars, batch) -> (state, metrics)`` for a mesh.
+
+    The given state is used up. A step whose losses or gradients are not finite changes no parameter: its metrics say
+    so (see ``first_non_finite``), and the state is as good as before.
+
+    Args:
+        model: The model; its types and ``remat`` are overruled by ``config``.
+        config: How to compute.
+        optimizer: The optimiser.
+        mesh: The devices, see ``make_mesh``.
+        draws: Recorded draws [l, b, ...] to use in every step instead of random ones.
+    """
+    model = dataclasses.replace(
+        model, dtype=jnp.dtype(config.dtype), encoder_dtype=jnp.dtype("float32"), remat=config.remat != "none"
+    )
+
+    def step(state: TrainState, clip_vars: Variables, batch: TrainingBatch) -> tuple[TrainState, StepMetrics]:
+        check_batch(batch, mesh, config.accumulation)
+        images = (batch, jnp.arange(batch.images_u8.shape[0]), draws)
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        loss = functools.partial(_batch_loss, _Setup(model, config, mesh))
+        (total, report), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, clip_vars, images, key)
+        gradient_norm = optax.tree.norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        changed = (optax.apply_updates(state.params, updates), opt_state)
+        finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), changed, (state.params, state.opt_state)
+        )
+        metrics = StepMetrics(
+            total_loss=total, losses=report.losses, matched_iou=report.matched_iou, gradient_norm=gradient_norm
+        )
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    state_placement = state_shardings(model, optimizer, mesh)
+    return jax.jit(
+        step,
+        in_shardings=(state_placement, replicated(mesh), batch_sharding(mesh)),
+        out_shardings=(state_placement, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def check_batch(batch: TrainingBatch, mesh: Mesh, accumulation: int) -> None:
+    """Raise InputError if devices and accumulation do not divide the global batch."""
+    size, parts = batch.images_u8.shape[0], mesh.size * accumulation
+    if size % parts:
+        raise InputError(
+            f"batch size {size}: must be a multiple of {parts} ({mesh.size} devices x {accumulation} accumulated parts)"
+        )
+
+
+def first_non_finite(metrics: StepMetrics) -> str | None:
+    """Name what went wrong in a step: the first loss, by layer, that is no finite number, or the gradient."""
+    losses = np.asarray(metrics.losses)
+    for layer, kind in zip(*np.nonzero(~np.isfinite(losses)), strict=True):
+        return f"loss '{LOSSES[kind]}' of layer {layer} (of 0..{len(losses) - 1}) is {losses[layer, kind]}"
+    if not np.isfinite(norm := float(metrics.gradient_norm)):
+        return f"all losses are finite, but the norm of the gradient is {norm}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setup:
+    """What a step is compiled for."""
+
+    model: ClipVis
+    config: TrainingConfig
+    mesh: Mesh
+
+
+_Images = tuple[TrainingBatch, Int[Array, " b"], PointDraws | None]
+"""Images, their places in the global batch, and recorded draws for them, if any."""
+
+
+def _batch_loss(
+    setup: _Setup, params: Variables, clip_vars: Variables, images: _Images, key: PRNGKeyArray
+) -> tuple[Float[Array, ""], LossReport]:
+    """Return the total loss of a whole batch, and its parts."""
+    part_sums = functools.partial(_part_sums, setup)
+    parts = setup.config.accumulation
+    if parts == 1:
+        sums = part_sums(params, clip_vars, images, key)
+    else:
+        # The gradient of the sums' quotients needs the whole batch's sums. So the forward pass goes through all parts
+        # and keeps nothing; the backward pass does each part once more, knowing the sums.
+        once_more = jax.checkpoint(part_sums)
+
+        def add_part(sums: LossSums, part: _Images) -> tuple[LossSums, None]:
+            return jax.tree.map(jnp.add, sums, once_more(params, clip_vars, part, key)), None
+
+        def split(tree: Any, *, axis: int = 0) -> Any:
+            return jax.tree.map(lambda x: _split(x, parts, setup.mesh, axis=axis), tree)
+
+        batch, examples, draws = images
+        zeros = jnp.zeros(setup.model.config.query_decoder.num_layers + 1)
+        empty = LossSums(**{field.name: zeros for field in dataclasses.fields(LossSums)})
+        sums, _ = jax.lax.scan(add_part, empty, (split(batch), split(examples), split(draws, axis=1)))
+    return combine_sums(sums, setup.config.losses)
+
+
+def _split(x: Shaped[Array, "..."], parts: int, mesh: Mesh, *, axis: int) -> Shaped[Array, "..."]:
+    """Split an axis into ``parts`` along a new first axis; no image leaves its device."""
+    shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
+    x = jnp.moveaxis(x.reshape(shape), axis + 1, 0)
+    spec = P(*(None,) * (axis + 1), BATCH_AXES)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def _part_sums(setup: _Setup, params: Variables, clip_vars: Variables, images: _Images, key: PRNGKeyArray) -> LossSums:
+    """Run the network on images and sum up their losses [l]."""
+    model, config = setup.model, setup.config
+    batch, examples, draws = images
+    size = jnp.array(batch.images_u8.shape[1:3])
+    features = jax.lax.stop_gradient(model.extract_features(clip_vars, batch.images_u8, size))
+    decode_pixels, decode_queries = model.decode_pixels, model.decode_queries
+    if config.remat == "everything":
+        decode_pixels, decode_queries = jax.checkpoint(decode_pixels), jax.checkpoint(decode_queries)
+    pixels = decode_pixels(params, features)
+    predictions = stack_layers(decode_queries(params, pixels))
+
+    def device_sums(
+        network: tuple[QueryPrediction, Float[Array, "b h4 w4 d"]],
+        targets: Targets,
+        examples: Int[Array, " b"],
+        draws: PointDraws | None,
+        key: PRNGKeyArray,
+    ) -> LossSums:
+        predictions, mask_features = network
+        randomness = point_keys(key, examples, predictions.iou.shape[0]) if draws is None else draws
+        return loss_sums(predictions, mask_features, targets, randomness, config.losses)
+
+    # Every device matches and sums up its own images and waits for none.
+    by_image, by_layer_and_image = P(BATCH_AXES), P(None, BATCH_AXES)
+    sums = jax.shard_map(
+        device_sums,
+        mesh=setup.mesh,
+        in_specs=((by_layer_and_image, by_image), by_image, by_image, by_layer_and_image, P()),
+        out_specs=by_image,
+        check_vma=False,
+    )((predictions, pixels.mask_features), batch.targets, examples, draws, key)
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
