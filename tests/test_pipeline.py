@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -121,9 +126,9 @@ def test_resumes_from_any_state_to_the_bit(before):
 def test_state_of_another_stream_is_refused(change):
     with make_train_iterator(make_dataset(), CONFIG) as iterator:
         state = iterator.get_state()
-    with make_train_iterator(make_dataset(), dataclasses.replace(CONFIG, **change)) as iterator:
-        with pytest.raises(InputError, match="when it was saved"):
-            iterator.set_state(state)
+    other = make_train_iterator(make_dataset(), dataclasses.replace(CONFIG, **change))
+    with pytest.raises(InputError, match="when it was saved"):
+        other.set_state(state)
 
 
 def test_unreadable_frames_are_named_replaced_and_counted():
@@ -131,10 +136,10 @@ def test_unreadable_frames_are_named_replaced_and_counted():
     clean = stream(dataset, AS_IS, 5)
     dataset.frames[4, 0] = dataset.frames[4, 0][:200]
     dataset.frames[5, 0] = b"no image"
-    with pytest.warns(UserWarning, match=r"memory: 00[45]/0.png: its file: .* read") as warned:
-        with make_train_iterator(dataset, AS_IS) as iterator:
+    with make_train_iterator(dataset, AS_IS) as iterator:
+        with pytest.warns(UserWarning, match=r"memory: 00[45]/0.png: its file: .* read") as warned:
             found = take(iterator, 5)
-            state = iterator.get_state()
+        state = iterator.get_state()
     assert len(messages(warned)) == 2, "each frame once"
     assert state["unreadable"] == [[4, 0], [5, 0]]
     for one, other in zip(clean, found, strict=True):
@@ -155,10 +160,13 @@ def test_too_many_unreadable_frames_stop_training(num_workers):
     for video in (1, 3, 5):
         dataset.frames[video, 0] = b"no image"
     config = dataclasses.replace(AS_IS, max_unreadable=2, num_workers=num_workers)
-    with make_train_iterator(dataset, config) as iterator:
-        with pytest.warns(UserWarning, match="skipped a frame"):
-            with pytest.raises(InputError, match=r"more than 2 frames cannot be used, the last: memory: 00./0.png"):
-                take(iterator, 10)
+    message = "more than 2 frames cannot be used, the last: memory: 00./0.png"
+    with (
+        make_train_iterator(dataset, config) as iterator,
+        pytest.warns(UserWarning, match="skipped a frame"),
+        pytest.raises(InputError, match=message),
+    ):
+        take(iterator, 10)
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -166,9 +174,9 @@ def test_nothing_readable_stops_at_once(num_workers):
     dataset = make_dataset(num_frames=1)
     dataset.frames = {key: b"" for key in dataset.frames}
     config = dataclasses.replace(AS_IS, max_unreadable=3, num_workers=num_workers)
-    with make_train_iterator(dataset, config) as iterator:
-        with pytest.raises(InputError, match="4 frames in a row cannot be used, the last: memory: 00"):
-            next(iterator)
+    message = "4 frames in a row cannot be used, the last: memory: 00"
+    with make_train_iterator(dataset, config) as iterator, pytest.raises(InputError, match=message):
+        next(iterator)
 
 
 def test_a_missing_file_and_a_frame_of_another_size_are_skipped():
@@ -183,7 +191,7 @@ def test_a_missing_file_and_a_frame_of_another_size_are_skipped():
             return self.frames[index, frame]
 
     dataset = OnDisk(**vars(dataset))
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="skipped a frame") as warned:
         batches = stream(dataset, AS_IS, 3)
     first, second = messages(warned)
     assert "000/0.png: [Errno 2] No such file" in first
@@ -230,9 +238,9 @@ def test_the_largest_instances_find_a_place():
     with_instances(
         dataset, 0, [Instance(i, 1, False, square(float(side))) for i, side in enumerate((4, 9, 5, 8, 3, 7, 6))]
     )
-    with pytest.warns(UserWarning, match="more instances than the 5 places of max_instances") as warned:
-        with make_train_iterator(dataset, AS_IS) as iterator:
-            first, _ = take(iterator, 2)
+    message = "more instances than the 5 places of max_instances"
+    with make_train_iterator(dataset, AS_IS) as iterator, pytest.warns(UserWarning, match=message) as warned:
+        first, _ = take(iterator, 2)
     assert len(messages(warned)) == 1
     assert iterator.num_cut_off == 16
     assert np.bitwise_count(first.masks_packed).sum(axis=(2, 3)).tolist() == [[81, 25, 64, 49, 36]] * 4
@@ -261,6 +269,42 @@ def test_batches_of_workers_are_plain_arrays():
         del batch
         take(iterator, 3)
         assert_same([jax.tree.map(np.asarray, on_device)], [copy])
+
+
+LEAVE_BEHIND = """
+import multiprocessing, os, sys
+from memory_dataset import make_dataset
+from clipvis_jax.data.pipeline import PipelineConfig, make_train_iterator
+if __name__ == "__main__":
+    iterator = make_train_iterator(make_dataset(), PipelineConfig(batch_size=1, num_workers=2))
+    next(iterator)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), int(sys.argv[1])) if len(sys.argv) > 1 else sys.exit()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are found in /proc")
+@pytest.mark.parametrize("arguments", [["9"], []], ids=["killed", "not closed"])
+def test_workers_end_with_their_parent(tmp_path, arguments):
+    script = tmp_path / "leave_behind.py"
+    script.write_text(LEAVE_BEHIND)
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    run = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=60,
+        text=True,
+        check=False,
+    )
+    children = run.stdout.split()
+    assert len(children) == 2
+    deadline = time.monotonic() + 10
+    while any(Path("/proc", child).exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [child for child in children if Path("/proc", child).exists()]
 
 
 def test_bad_processes_and_data():

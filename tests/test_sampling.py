@@ -14,7 +14,7 @@ def positions(order, start, stop):
 
 
 def test_repeat_factors_by_hand():
-    # Of 8 videos class 1 is in all, class 2 in two, class 3 in one. At threshold 0.5: sqrt(0.5 / 0.25), sqrt(0.5 / 0.125).
+    # Of 8 videos class 1 is in all, 2 in two, 3 in one. At threshold 0.5: sqrt(0.5 / 0.25), sqrt(0.5 / 0.125).
     categories = [{1}, {1}, {1}, {1}, {1}, {1, 2}, {1, 2, 3}, {1}]
     expected = [1, 1, 1, 1, 1, np.sqrt(2), 2, 1]
     np.testing.assert_allclose(repeat_factors(categories, 0.5), expected, rtol=1e-15)

@@ -6,9 +6,13 @@ workers; the order is `ExampleOrder`'s.
 """
 
 import dataclasses
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -121,6 +125,7 @@ class TrainIterator(Iterator[TrainBatch]):
         self._next_batch = 0
         self._unreadable: set[tuple[int, int]] = set()
         self._batches: grain.DatasetIterator | None = None
+        self._finalizer: weakref.finalize | None = None
         self.num_cut_off = 0
 
     def __next__(self) -> TrainBatch:
@@ -131,6 +136,8 @@ class TrainIterator(Iterator[TrainBatch]):
         """
         if self._batches is None:
             self._batches = _start(self._source, self._next_batch)
+            # Also when the program ends without `close`: grain's own clean-up comes too late then.
+            self._finalizer = weakref.finalize(self, self._batches.close)
         try:
             raw = next(self._batches)
             self._report(raw)
@@ -150,9 +157,9 @@ class TrainIterator(Iterator[TrainBatch]):
 
     def close(self) -> None:
         """End the worker processes; the next batch starts new ones."""
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
+        if self._finalizer is not None:
+            self._finalizer()
+        self._batches = self._finalizer = None
 
     def get_state(self) -> State:
         """Return where the stream is, as JSON: `set_state` with it makes the next batch the same again."""
@@ -348,13 +355,25 @@ def _start(source: _BatchSource, first_batch: int) -> grain.DatasetIterator:
     return iter(
         batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=config.num_workers, per_worker_buffer_size=config.batches_ahead),
-            worker_init_fn=_leave_devices_alone,
+            worker_init_fn=_init_worker,
         )
     )
 
 
-def _leave_devices_alone(worker: int, num_workers: int) -> None:
-    """Keep a worker off the accelerator, which its parent uses."""
+def _init_worker(worker: int, num_workers: int) -> None:
+    """Make a worker depend on its parent alone."""
+    # Signals for the whole group (Ctrl-C, preemption) are the parent's to answer: it may still need batches.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The accelerator is the parent's.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end, which a killed one cannot announce; grain's workers would stay for ever."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

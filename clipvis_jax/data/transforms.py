@@ -98,7 +98,7 @@ class View:
             corners = self._move(np.asarray(polygon, float).reshape(-1, 2))
             (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
             if right > 0 and bottom > 0 and left < self.content_size[1] and top < self.content_size[0]:
-                # pycocotools rounds to fifths of a pixel, negative ones upwards. Rounded here, a cut changes no outline.
+                # pycocotools rounds to fifths of a pixel, negative ones upwards. Rounded here, cuts change no outline.
                 parts.append(np.where(corners < 0, (np.floor(5 * corners + 0.5) - 1) / 5, corners).ravel())
         if not parts:
             return np.zeros((width, height), np.uint8)
