@@ -159,12 +159,16 @@ def _infer_query_decoder(head: Shapes) -> QueryDecoderConfig:
     )
 
 
+def backbone_name(backbone: ResNetConfig | ConvNextConfig) -> str | None:
+    """Return open_clip's name of an image encoder, None if it has none."""
+    return next((name for name, config in BACKBONES.items() if config == backbone), None)
+
+
 def describe(config: ClipVisConfig) -> str:
     """Say in one line what a model is."""
-    names = [name for name, backbone in BACKBONES.items() if backbone == config.backbone]
     text, decoder = config.text, config.query_decoder
     return (
-        f"{names[0] if names else 'CLIP of an unpublished size'}; text encoder with {text.num_layers} layers of width "
+        f"{backbone_name(config.backbone) or 'CLIP of an unpublished size'}; text encoder with {text.num_layers} layers of width "
         f"{text.width} and {text.num_heads} heads, {text.activation}; {config.pixel_decoder.num_layers} pixel decoder "
         f"layers, {decoder.num_layers} query decoder layers, {decoder.num_queries} queries"
     )

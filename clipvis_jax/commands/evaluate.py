@@ -12,7 +12,10 @@ from clipvis_jax.distributed import DistributedConfig
 from clipvis_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from clipvis_jax.data.records import Dataset
+    from clipvis_jax.evaluation.inputs import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Evaluate:
         from clipvis_jax.dataset_run import DatasetFrames, RunFolder, predict_dataset
         from clipvis_jax.distributed import wait_for_all
         from clipvis_jax.loading import enable_compilation_cache, load
+        from clipvis_jax.model_sizes import backbone_name
         from clipvis_jax.outputs import write_overlay
         from clipvis_jax.provenance import device, versions
         from clipvis_jax.results import VideoResult
@@ -146,7 +150,12 @@ class Evaluate:
         if not quiet:
             run.merge(self.out / "results.json", range(count), show_progress=True)
         return {
-            "model": {"folder": str(self.model), "weights_sha256": weights, "source": segmenter.source},
+            "model": {
+                "folder": str(self.model),
+                "backbone": backbone_name(segmenter.model.config.backbone),
+                "weights_sha256": weights,
+                "source": segmenter.source,
+            },
             "config": settings,
             "versions": versions(),
             "device": device(),
@@ -194,6 +203,9 @@ class Evaluate:
             **provenance,
             "results": {"count": len(results), "sha256": file_sha256(results_file)},
         }
+        burst = None
+        if self.burst_official:
+            burst = content["burst_official"] = self._burst_official(dataset, results, ground_truth.videos)
         metrics_file = self.out / "metrics.json"
         with atomic_path(metrics_file) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
@@ -207,8 +219,35 @@ class Evaluate:
                 class_agnostic=summary.class_agnostic,
                 ground_truth=ground_truth,
                 results=results,
-                published=published_rows(dataset.name),
+                classification=summary.oracle_masks,
+                groups=groups,
+                other_protocols={metrics.protocol: metrics for metrics in summary.protocols[1:]},
+                burst=burst,
+                published=published_rows(dataset.name, provenance.get("model", {}).get("backbone")),
                 dataset=dataset,
                 show_progress=True,
             )
         return written
+
+    @staticmethod
+    def _burst_official(
+        dataset: "Dataset", results: "list[Result]", video_ids: "Collection[int]"
+    ) -> dict[str, dict[str, float]]:
+        from rich.console import Console
+        from rich.table import Table
+
+        from clipvis_jax.data.raw import RawDataset
+        from clipvis_jax.evaluation.burst_official import METRICS, evaluate_burst
+
+        if not isinstance(dataset, RawDataset):
+            raise InputError(
+                "--burst-official: needs BURST's own annotation file; give that instead of a prepared folder"
+            )
+        scores = evaluate_burst(dataset.path, results, video_ids=video_ids, show_progress=True)
+        table = Table(title=f"{dataset.name}, BURST's own metrics", title_justify="left")
+        for name in ("%", *METRICS):
+            table.add_column(name, justify="right")
+        for split, values in scores.items():
+            table.add_row(split, *("-" if values[name] < 0 else f"{100 * values[name]:.1f}" for name in METRICS))
+        Console().print(table)
+        return scores

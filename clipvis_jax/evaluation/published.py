@@ -16,7 +16,7 @@ class PublishedRow:
     """Scores of one of the authors' models on one data set, times 100 as papers write them.
 
     Attributes:
-        dataset: ``lvvis_val``, ``lvvis_test``, ``ovis``, ``ytvis2019``, ``ytvis2021`` or ``burst``.
+        dataset: ``lvvis_val``, ``lvvis_test``, ``ovis``, ``ytvis19``, ``ytvis21`` or ``burst``.
         trained_on: Names of the data sets that the model was trained on.
         backbone: ``RN50`` or ``ConvNeXt-B``.
         ap: AP over all classes.
@@ -30,13 +30,14 @@ class PublishedRow:
     ap_novel: float | None = None
 
 
-_DATASETS = ("lvvis_val", "lvvis_test", "ovis", "ytvis2019", "ytvis2021", "burst")
+_DATASETS = ("lvvis_val", "lvvis_test", "ovis", "ytvis19", "ytvis21", "burst")
 _AP = {
     ("LVIS", "RN50"): (19.5, 14.6, 14.1, 32.2, 30.1, 5.2),
     ("LVIS", "ConvNeXt-B"): (32.2, 25.3, 18.5, 42.1, 37.9, 8.3),
     ("COCO, YTVIS19", "RN50"): (9.4, 6.7, 15.8, 39.7, 35.7, 4.2),
     ("COCO, YTVIS19", "ConvNeXt-B"): (15.9, 12.0, 18.6, 50.0, 44.2, 5.0),
 }
+_PAPER_NAMES = {"convnext_base_w": "ConvNeXt-B"}
 _AP_NOVEL = {("LVIS", "ConvNeXt-B", "lvvis_val"): 40.2}
 
 PUBLISHED = tuple(
@@ -52,6 +53,7 @@ def published_rows(dataset: str, backbone: str | None = None) -> list[PublishedR
 
     Args:
         dataset: Name of the data set, as in `PublishedRow` or longer.
-        backbone: Only rows of this backbone; the spelling of `PublishedRow`. None: all.
+        backbone: Only rows of this backbone, by open_clip's name or the one of `PublishedRow`. None: all.
     """
-    return [row for row in PUBLISHED if dataset.startswith(row.dataset) and backbone in (None, row.backbone)]
+    wanted = _PAPER_NAMES.get(backbone or "", backbone)
+    return [row for row in PUBLISHED if dataset.startswith(row.dataset) and wanted in (None, row.backbone)]
