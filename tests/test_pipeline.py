@@ -293,14 +293,16 @@ def test_workers_end_with_their_parent(tmp_path, arguments):
     run = subprocess.run(
         [sys.executable, str(script), *arguments],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
         timeout=60,
         text=True,
         check=False,
     )
     children = run.stdout.split()
-    assert len(children) == 2
+    assert len(children) == 2, run.stderr
+    if not arguments:
+        assert "Traceback" not in run.stderr
     deadline = time.monotonic() + 10
     while any(Path("/proc", child).exists() for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)

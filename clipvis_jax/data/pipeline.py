@@ -124,8 +124,9 @@ class TrainIterator(Iterator[TrainBatch]):
         }
         self._next_batch = 0
         self._unreadable: set[tuple[int, int]] = set()
-        self._batches: grain.DatasetIterator | None = None
-        self._finalizer: weakref.finalize | None = None
+        self._running: list[grain.DatasetIterator] = []  # none or one
+        # For programs that end without `close`: grain's own clean-up comes too late then.
+        weakref.finalize(self, _close, self._running)
         self.num_cut_off = 0
 
     def __next__(self) -> TrainBatch:
@@ -134,12 +135,10 @@ class TrainIterator(Iterator[TrainBatch]):
         Raises:
             InputError: More frames than allowed cannot be read.
         """
-        if self._batches is None:
-            self._batches = _start(self._source, self._next_batch)
-            # Also when the program ends without `close`: grain's own clean-up comes too late then.
-            self._finalizer = weakref.finalize(self, self._batches.close)
+        if not self._running:
+            self._running.append(_start(self._source, self._next_batch))
         try:
-            raw = next(self._batches)
+            raw = next(self._running[0])
             self._report(raw)
         except BaseException:
             self.close()
@@ -157,9 +156,7 @@ class TrainIterator(Iterator[TrainBatch]):
 
     def close(self) -> None:
         """End the worker processes; the next batch starts new ones."""
-        if self._finalizer is not None:
-            self._finalizer()
-        self._batches = self._finalizer = None
+        _close(self._running)
 
     def get_state(self) -> State:
         """Return where the stream is, as JSON: `set_state` with it makes the next batch the same again."""
@@ -358,6 +355,11 @@ def _start(source: _BatchSource, first_batch: int) -> grain.DatasetIterator:
             worker_init_fn=_init_worker,
         )
     )
+
+
+def _close(running: list[grain.DatasetIterator]) -> None:
+    while running:
+        running.pop().close()
 
 
 def _init_worker(worker: int, num_workers: int) -> None:
