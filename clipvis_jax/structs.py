@@ -10,6 +10,7 @@ Feature maps are channels last. Boolean masks are True where something is attend
 from typing import Any
 
 import flax.struct
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 
@@ -87,10 +88,20 @@ class Targets:
 
 @flax.struct.dataclass
 class TrainingBatch:
-    """Images of one size, and what is in them."""
+    """Images of one size, and what is in them.
+
+    ``valid_size`` is the height and width of each image without its padding, which the network sees as zeros after
+    normalisation; None if there is no padding.
+    """
 
     images_u8: UInt8[Array, "b h w 3"]
     targets: Targets
+    valid_size: Int[Array, "b 2"] | None = None
+
+    @property
+    def sizes(self) -> Int[Array, "#b 2"]:
+        """Height and width of the images without padding."""
+        return jnp.array([self.images_u8.shape[1:3]]) if self.valid_size is None else self.valid_size
 
 
 @flax.struct.dataclass

@@ -234,8 +234,7 @@ def _part_sums(setup: _Setup, params: Variables, clip_vars: Variables, images: _
     """Run the network on images and sum up their losses [l]."""
     model, config = setup.model, setup.config
     batch, examples, draws = images
-    size = jnp.array(batch.images_u8.shape[1:3])
-    features = jax.lax.stop_gradient(model.extract_features(clip_vars, batch.images_u8, size))
+    features = jax.lax.stop_gradient(model.extract_features(clip_vars, batch.images_u8, batch.sizes))
     decode_pixels, decode_queries = model.decode_pixels, model.decode_queries
     if config.remat == "everything":
         decode_pixels, decode_queries = jax.checkpoint(decode_pixels), jax.checkpoint(decode_queries)

@@ -123,16 +123,17 @@ class ClipVis:
         return jax.default_matmul_precision("float32" if exact else "default")
 
     def extract_features(
-        self, clip_vars: Variables, frames_u8: UInt8[Array, "b h w 3"], valid_size: Int[Array, " 2"]
+        self, clip_vars: Variables, frames_u8: UInt8[Array, "b h w 3"], valid_size: Int[Array, "*#b 2"]
     ) -> ClipFeatures:
         """Normalise padded frames and run the frozen trunk.
 
-        Pixels beyond ``valid_size`` (height, width) are padding and set to 0 *after* normalisation. Nothing masks
-        them later: features, positions and attention see them.
+        Pixels beyond ``valid_size`` (height, width; one for all frames, or one each) are padding and set to 0 *after*
+        normalisation. Nothing masks them later: features, positions and attention see them.
         """
         # Matches the authors' code: padding is seen by all layers.
-        rows = jnp.arange(frames_u8.shape[1])[:, None] < valid_size[0]
-        columns = jnp.arange(frames_u8.shape[2])[None, :] < valid_size[1]
+        heights, widths = valid_size.reshape(-1, 2, 1, 1).swapaxes(0, 1)
+        rows = jnp.arange(frames_u8.shape[1])[:, None] < heights
+        columns = jnp.arange(frames_u8.shape[2])[None, :] < widths
         image = (frames_u8.astype(jnp.float32) - PIXEL_MEAN) / PIXEL_STD
         image = jnp.where((rows & columns)[..., None], image, 0)
         return self._apply(self.trunk, clip_vars["trunk"], image)
