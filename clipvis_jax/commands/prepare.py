@@ -53,9 +53,9 @@ class Prepare:
             from clipvis_jax.data.prepared import open_prepared, prepare
 
             if self.dataset in CATALOG:
-                dataset = open_dataset(self.dataset, data_root=self.source)
+                dataset = open_dataset(self.dataset, data_root=self.source, show_progress=True)
             else:
-                dataset = open_dataset(self.dataset, images=self.source)
+                dataset = open_dataset(self.dataset, images=self.source, show_progress=True)
         folder = prepare(dataset, self.out, level=self.level, show_progress=True)
         prepared = open_prepared(folder)
         if self.verify:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
+from tqdm import tqdm
 
 from clipvis_jax.data.fields import show
 from clipvis_jax.data.formats import Format, check_format
@@ -18,6 +19,9 @@ from clipvis_jax.errors import InputError
 
 _CHUNK = 2048
 """Masks measured together: enough to make numpy's overhead small."""
+
+_DELAY = 3
+"""Seconds before a progress bar appears; most files are read by then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +47,16 @@ class AnnotationIndex:
     has_annotations: bool
 
 
-def index_annotations(path: Path, annotation_format: Format, drop_frequencies: Collection[str] = ()) -> AnnotationIndex:
+def index_annotations(
+    path: Path, annotation_format: Format, drop_frequencies: Collection[str] = (), *, show_progress: bool = False
+) -> AnnotationIndex:
     """Read and check an annotation file once, from beginning to end.
 
     Args:
         path: The file.
         annotation_format: The format that it must have.
         drop_frequencies: Leave out the instances of classes with one of these frequencies (``r``, ``c``, ``f``).
+        show_progress: Show a progress bar if it takes more than some seconds.
 
     Raises:
         InputError: The file cannot be read or has another format, a record or field is missing or wrong, an id
@@ -58,8 +65,13 @@ def index_annotations(path: Path, annotation_format: Format, drop_frequencies: C
     check_format(path, annotation_format)
     pass_ = _Pass(path, annotation_format)
     stream = JsonStream(path)
-    for entry in stream:
-        pass_.take(entry)
+    size = path.stat().st_size
+    with tqdm(
+        total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, delay=_DELAY, disable=not show_progress
+    ) as bar:
+        for entry in stream:
+            pass_.take(entry)
+            bar.update(entry.stop - bar.n)
     return pass_.finish(stream.digest, drop_frequencies)
 
 

@@ -150,6 +150,7 @@ def open_dataset(
     images: str | Path | None = None,
     *,
     check_images: bool = True,
+    show_progress: bool = False,
 ) -> Dataset:
     """Open a known data set, your own, or a prepared one.
 
@@ -160,6 +161,7 @@ def open_dataset(
         images: The folder that file names of frames start from. Default: the known one; for an annotation file
             ``JPEGImages`` beside it, or else the folder that it lies in.
         check_images: False if only the annotations are wanted; then the image folder may be missing.
+        show_progress: Show a progress bar if reading the annotation file takes more than some seconds.
 
     Raises:
         InputError: There is no such data set, a file or folder is missing, or the annotation file cannot be used.
@@ -168,20 +170,20 @@ def open_dataset(
     if name in CATALOG:
         if data_root is None:
             raise InputError(f"data set '{name}': name the folder that holds the data sets with --data-root")
-        dataset = _open_entry(CATALOG[name], Path(data_root), None if images is None else Path(images))
+        dataset = _open_entry(CATALOG[name], Path(data_root), None if images is None else Path(images), show_progress)
     else:
         if "://" in name or Path(name).is_dir():
             # tensorflow-datasets takes a moment to import, which whoever reads published files need not wait for.
             from clipvis_jax.data.prepared import open_prepared  # noqa: PLC0415
 
             return open_prepared(name)
-        dataset = _open_file(Path(name_or_path), None if images is None else Path(images))
+        dataset = _open_file(Path(name_or_path), None if images is None else Path(images), show_progress)
     if check_images:
         dataset.check_images()
     return dataset
 
 
-def _open_entry(entry: CatalogEntry, data_root: Path, images: Path | None) -> RawDataset:
+def _open_entry(entry: CatalogEntry, data_root: Path, images: Path | None, show_progress: bool) -> RawDataset:
     if not data_root.is_dir():
         raise InputError(f"{data_root}: is not a folder; --data-root is the folder that holds the data sets")
     annotations = [data_root / path for path in entry.annotations]
@@ -192,11 +194,16 @@ def _open_entry(entry: CatalogEntry, data_root: Path, images: Path | None) -> Ra
     folders = [data_root / path for path in entry.images]
     folder = images or next((folder for folder in folders if folder.is_dir()), folders[0])
     return RawDataset(
-        found[0], folder, annotation_format=entry.format, name=entry.name, drop_frequencies=entry.drop_frequencies
+        found[0],
+        folder,
+        annotation_format=entry.format,
+        name=entry.name,
+        drop_frequencies=entry.drop_frequencies,
+        show_progress=show_progress,
     )
 
 
-def _open_file(path: Path, images: Path | None) -> RawDataset:
+def _open_file(path: Path, images: Path | None, show_progress: bool) -> RawDataset:
     if not path.exists():
         close = difflib.get_close_matches(str(path), CATALOG, n=3, cutoff=0.5)
         names = f"the closest names are {', '.join(close)}" if close else f"the names are {', '.join(CATALOG)}"
@@ -205,4 +212,4 @@ def _open_file(path: Path, images: Path | None) -> RawDataset:
         images = path.parent / "JPEGImages"
         if not images.is_dir():
             images = path.parent
-    return RawDataset(path, images)
+    return RawDataset(path, images, show_progress=show_progress)

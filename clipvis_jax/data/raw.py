@@ -32,6 +32,7 @@ class RawDataset:
         annotation_format: Format | None = None,
         name: str | None = None,
         drop_frequencies: Collection[str] = (),
+        show_progress: bool = False,
     ) -> None:
         """Read and check the annotation file. The image folder is not looked at, see `check_images`.
 
@@ -41,6 +42,7 @@ class RawDataset:
             annotation_format: The format that the file must have; told from its keys if not given.
             name: What messages and reports call the data set; default: the file's name without its suffix.
             drop_frequencies: Leave out the instances of classes with one of these frequencies (``r``, ``c``, ``f``).
+            show_progress: Show a progress bar if reading takes more than some seconds.
 
         Raises:
             InputError: The file cannot be used; see `clipvis_jax.data.annotation_index.index_annotations`.
@@ -49,7 +51,7 @@ class RawDataset:
         self.path = annotations
         self.images = ImageFolder(images)
         self._format = annotation_format or recognize_format(annotations)
-        self._index = index_annotations(annotations, self._format, drop_frequencies)
+        self._index = index_annotations(annotations, self._format, drop_frequencies, show_progress=show_progress)
         self._signature = self._stat(annotations)
         self._descriptor: int | None = None
         self.categories = self._index.categories
