@@ -122,7 +122,7 @@ def test_resumes_from_any_state_to_the_bit(before):
         assert_same(take(iterator, 10 - before), expected[before:])
 
 
-@pytest.mark.parametrize("change", [{"seed": 9}, {"batch_size": 8}, {"excluded_frequencies": ("f",)}])
+@pytest.mark.parametrize("change", [{"seed": 9}, {"batch_size": 8}])
 def test_state_of_another_stream_is_refused(change):
     with make_train_iterator(make_dataset(), CONFIG) as iterator:
         state = iterator.get_state()
@@ -246,14 +246,6 @@ def test_the_largest_instances_find_a_place():
     assert np.bitwise_count(first.masks_packed).sum(axis=(2, 3)).tolist() == [[81, 25, 64, 49, 36]] * 4
 
 
-def test_rare_classes_are_left_out():
-    config = dataclasses.replace(AS_IS, excluded_frequencies=("r",))
-    dataset = make_dataset()
-    for batch in stream(dataset, config, 5):
-        expected = [sum(i.category_id != 3 for i in dataset[video].instances) for video in batch.video.tolist()]
-        assert batch.valid.sum(axis=1).tolist() == expected
-
-
 def test_batches_go_to_devices():
     batch = jax.device_put(stream(make_dataset(), CONFIG, 1)[0])
     assert isinstance(batch.image, jax.Array)
@@ -292,8 +284,7 @@ def test_workers_end_with_their_parent(tmp_path, arguments):
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     run = subprocess.run(
         [sys.executable, str(script), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         env={**os.environ, "PYTHONPATH": path},
         timeout=60,
         text=True,
@@ -331,7 +322,6 @@ def test_bad_processes_and_data():
         ({"batches_ahead": 0}, "batches_ahead is 0"),
         ({"max_unreadable": -1}, "max_unreadable is -1"),
         ({"repeat_threshold": 1.5}, "repeat_threshold is 1.5"),
-        ({"excluded_frequencies": ("rare",)}, "excluded_frequencies has 'rare'"),
     ],
 )
 def test_bad_settings(change, message):

@@ -1,11 +1,13 @@
 """Repeat factors and the order of training examples."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from memory_dataset import make_dataset
 
 from clipvis_jax.data.records import Instance
-from clipvis_jax.data.sampling import ExampleOrder, make_example_order, repeat_factors, usable_instances
+from clipvis_jax.data.sampling import ExampleOrder, make_example_order, repeat_factors
 from clipvis_jax.errors import InputError
 
 
@@ -74,7 +76,7 @@ def test_replacement_is_the_next_usable_video_on_a_circle():
     assert [order.replacement(position, attempt) for attempt in range(4)] == [7, 2, 4, 7]
 
 
-def test_unusable_videos_are_dropped_without_decoding_masks(monkeypatch):
+def test_unusable_videos_are_dropped_without_decoding_masks():
     dataset = make_dataset(6)
     records = dataset.records
     crowd = Instance(1, 1, True, records[0].instances[0].masks)
@@ -86,15 +88,18 @@ def test_unusable_videos_are_dropped_without_decoding_masks(monkeypatch):
     assert order.videos.tolist() == [3, 4, 5]
 
 
-def test_classes_can_be_excluded():
-    dataset = make_dataset(6)  # videos 2 and 5 have instances of classes 1, 2 and 3, videos 0 and 3 of class 1 alone
-    order = make_example_order(dataset, seed=0, repeat_threshold=1.0, excluded_categories={1})
-    assert order.videos.tolist() == [1, 2, 4, 5]
-    np.testing.assert_allclose(order.repeat_factors, [1, np.sqrt(2), 1, np.sqrt(2)])
-    assert [i.category_id for i in usable_instances(dataset[2].instances, {1, 3})] == [2]
+def test_factors_count_usable_videos_alone():
+    dataset = make_dataset(6)  # of the four left, all have class 1, videos 2 and 4 class 2 as well, 2 class 3
+    for video in (1, 5):
+        crowds = tuple(dataclasses.replace(instance, is_crowd=True) for instance in dataset[video].instances)
+        dataset.records[video] = dataclasses.replace(dataset[video], instances=crowds)
+    order = make_example_order(dataset, seed=0, repeat_threshold=1.0)
+    assert order.videos.tolist() == [0, 2, 3, 4]
+    np.testing.assert_allclose(order.repeat_factors, [1, 2, 1, np.sqrt(2)])
 
 
 def test_nothing_to_train_on():
     dataset = make_dataset(2)
+    dataset.records = [dataclasses.replace(record, instances=()) for record in dataset.records]
     with pytest.raises(InputError, match="memory: no video has an instance"):
-        make_example_order(dataset, seed=0, repeat_threshold=0.0, excluded_categories={1, 2, 3})
+        make_example_order(dataset, seed=0, repeat_threshold=0.0)

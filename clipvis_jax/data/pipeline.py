@@ -45,8 +45,6 @@ class PipelineConfig:
         augmentation: How frames are moved, scaled and cut.
         max_instances: Places for instances per frame. Where there are more, the largest are kept.
         repeat_threshold: Classes in a smaller share of the videos are repeated; 0 repeats nothing.
-        excluded_frequencies: Instances of classes of these frequencies (``f``, ``c``, ``r``) are left out, which makes
-            ``("r",)`` of LVIS what the authors call "norare".
         max_unreadable: How many frames may turn out to be unreadable, per process, before training stops.
         seed: Decides the order of examples and all augmentation.
         num_workers: Processes that prepare batches; 0 prepares them in a thread of this one.
@@ -58,7 +56,6 @@ class PipelineConfig:
     augmentation: LargeScaleJitter | ShortSideResize = LargeScaleJitter()
     max_instances: int = 100
     repeat_threshold: float = 0.001
-    excluded_frequencies: tuple[str, ...] = ()
     max_unreadable: int = 100
     seed: int = 0
     num_workers: int = 2
@@ -79,8 +76,6 @@ class PipelineConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least {low}")
         if not 0 <= self.repeat_threshold <= 1:
             raise InputError(f"repeat_threshold is {self.repeat_threshold}; give a share from 0 to 1")
-        if unknown := set(self.excluded_frequencies) - set("fcr"):
-            raise InputError(f"excluded_frequencies has {min(unknown)!r}; give f, c or r")
 
 
 class TrainBatch(NamedTuple):
@@ -232,14 +227,9 @@ def make_train_iterator(
         raise InputError(f"batch_size is {config.batch_size}; give a multiple of the {process_count} processes")
     if not dataset.has_annotations:
         raise InputError(f"{dataset.name}: has no annotations; give a data set to train on")
-    excluded = frozenset(
-        category.id for category in dataset.categories if category.frequency in config.excluded_frequencies
-    )
-    order = make_example_order(
-        dataset, seed=config.seed, repeat_threshold=config.repeat_threshold, excluded_categories=excluded
-    )
+    order = make_example_order(dataset, seed=config.seed, repeat_threshold=config.repeat_threshold)
     share = config.batch_size // process_count
-    return TrainIterator(_BatchSource(dataset, config, order, excluded, process_index * share, share), dataset.digest)
+    return TrainIterator(_BatchSource(dataset, config, order, process_index * share, share), dataset.digest)
 
 
 class _Example(NamedTuple):
@@ -266,7 +256,6 @@ class _BatchSource:
     dataset: Dataset
     config: PipelineConfig
     order: ExampleOrder
-    excluded: frozenset[int]
     start: int
     share: int
     first_batch: int = 0
@@ -324,7 +313,7 @@ class _BatchSource:
         view = self.config.augmentation.draw(rng, (record.height, record.width), self.config.image_size)
         masks = [
             view.mask(mask)
-            for instance in usable_instances(record.instances, self.excluded)
+            for instance in usable_instances(record.instances)
             if (mask := instance.masks[frame]) is not None
         ]
         # Differs from the authors' code: they keep an outline that is too thin to cover a pixel, as an empty mask.

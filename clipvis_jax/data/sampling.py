@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+from tqdm import tqdm
 
 from clipvis_jax.data.records import Dataset, Instance
 from clipvis_jax.errors import InputError
@@ -19,6 +20,9 @@ from clipvis_jax.errors import InputError
 _EPOCH = 1
 """Keeps the random numbers of epochs apart from those of `example_rng`."""
 _EXAMPLE = 2
+
+_DELAY = 3
+"""Seconds before a progress bar appears."""
 
 
 class ExampleOrder:
@@ -77,23 +81,20 @@ class ExampleOrder:
         return rng.permutation(np.repeat(np.arange(len(self.videos)), self._repeats(epoch)))
 
 
-def make_example_order(
-    dataset: Dataset, *, seed: int, repeat_threshold: float, excluded_categories: Collection[int] = ()
-) -> ExampleOrder:
-    """Find the usable videos of a data set and how often to repeat each. Decodes no mask.
+def make_example_order(dataset: Dataset, *, seed: int, repeat_threshold: float) -> ExampleOrder:
+    """Find the usable videos of a data set and how often to repeat each. Decodes no mask, but reads all records.
 
     Args:
         dataset: Videos with annotations; images are videos of one frame.
         seed: The seed of everything random.
         repeat_threshold: Classes in a smaller share of the usable videos are repeated; 0 repeats nothing.
-        excluded_categories: Ids of classes whose instances are left out. Videos without any other are not usable.
 
     Raises:
         InputError: No video is usable.
     """
     videos, categories = [], []
-    for index in range(len(dataset)):
-        present = {instance.category_id for instance in usable_instances(dataset[index].instances, excluded_categories)}
+    for index in tqdm(range(len(dataset)), desc="looking for instances to train on", unit=" videos", delay=_DELAY):
+        present = {instance.category_id for instance in usable_instances(dataset[index].instances)}
         if present:
             videos.append(index)
             categories.append(present)
@@ -102,14 +103,10 @@ def make_example_order(
     return ExampleOrder(np.asarray(videos), repeat_factors(categories, repeat_threshold), seed)
 
 
-def usable_instances(instances: Iterable[Instance], excluded_categories: Collection[int] = ()) -> list[Instance]:
-    """Return the instances to train on: no crowds, no excluded classes, none without any mask."""
+def usable_instances(instances: Iterable[Instance]) -> list[Instance]:
+    """Return the instances to train on: no crowds, none without any mask."""
     return [
-        instance
-        for instance in instances
-        if not instance.is_crowd
-        and instance.category_id not in excluded_categories
-        and any(mask is not None for mask in instance.masks)
+        instance for instance in instances if not instance.is_crowd and any(mask is not None for mask in instance.masks)
     ]
 
 
