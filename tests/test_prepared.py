@@ -9,15 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import tensorflow_datasets as tfds
 from annotation_files import FILES, write_dataset, youtube_vis
 from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 
 from clipvis_jax import InputError
 from clipvis_jax.data.catalog import open_dataset
-from clipvis_jax.data.prepared import PreparedDataset, open_prepared, prepare, reading, writing
+from clipvis_jax.data.prepared import open_prepared, prepare, writing
 from clipvis_jax.data.prepared.layout import Shard
 from clipvis_jax.data.prepared.record_text import video_from_text, video_to_text
 from clipvis_jax.data.raw import RawDataset
@@ -264,6 +266,17 @@ def test_truncated_and_missing_files(folder):
     (folder / "metadata.json").write_text(json.dumps(metadata | {"format_version": 99}))
     with pytest.raises(InputError, match=r"was not written by this version"):
         open_prepared(folder)
+    for change in ({"shards": 5}, {"categories": [{"idd": 1}]}, {"shards": [{"sizes": [[1, 2]]}]}):
+        (folder / "metadata.json").write_text(json.dumps(metadata | change))
+        with pytest.raises(InputError, match=r"metadata.json: is damaged .*prepare the data set again$"):
+            open_prepared(folder)
+    metadata["shards"][0]["images"]["name"] = "../x"
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match=r"metadata.json: is damaged .'../x' is not the name of a file"):
+        open_prepared(folder)
+    (folder / "metadata.json").write_text("[]")
+    with pytest.raises(InputError, match=r"metadata.json: is not one of the files"):
+        open_prepared(folder)
     (folder / "metadata.json").write_text("{")
     with pytest.raises(InputError, match=r"metadata.json: cannot be read .*; prepare the data set again"):
         open_prepared(folder)
@@ -321,29 +334,62 @@ def test_full_disk(tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------------------- object stores
 
 
-def test_object_store(tmp_path, monkeypatch):
-    """A folder stands for the store; only whole files go to and fro, and what is fetched is kept."""
-    out = tmp_path / "store"
-    monkeypatch.setattr(writing, "is_remote", lambda path: str(path).startswith(str(out)))
-    monkeypatch.setattr(reading, "is_remote", lambda path: str(path).startswith(str(out)))
+class Store(MemoryFileSystem):
+    """An object store in memory, in the place of Google's."""
+
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol("/" + str(path).removeprefix("gs://").lstrip("/"))
+
+
+@pytest.fixture
+def store(monkeypatch):
+    monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", lambda _: Store())
+    Store.store.clear()
+    return Store.store
+
+
+def test_object_store(tmp_path, monkeypatch, store):
+    """Only whole files go to and fro, and what is fetched is kept."""
+    cache = tmp_path / "cache" / "prepared"
     monkeypatch.setenv("CLIPVIS_CACHE", str(tmp_path / "cache"))
     raw = raw_dataset(tmp_path)
-    folder = prepare(raw, epath.Path(out), shard_bytes=1)
-    prepared = PreparedDataset(folder)
-    assert not (tmp_path / "cache").exists()
+    assert str(prepare(raw, "gs://bucket/out", shard_bytes=1)).startswith("gs://bucket/out/youtube_vis")
+    assert len([name for name in store if ".array_record-" in name]) == 4
+    prepared = open_dataset("gs://bucket/out")
+    assert not cache.exists()
     assert_same(prepared, raw)
-    cached = sorted((tmp_path / "cache" / "prepared").iterdir())
+    prepared.verify()
+    cached = sorted(cache.iterdir())
     assert len(cached) == 4
     times = [path.stat().st_mtime_ns for path in cached]
     assert_same(pickle.loads(pickle.dumps(prepared)), raw)
     assert [path.stat().st_mtime_ns for path in cached] == times
     for path in cached:
         path.unlink()
-    shard = one_shard(folder)
-    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    (name,) = (name for name in store if "images.array_record-00001" in name)
+    data = store[name].getvalue()
+    store[name].seek(0)
+    store[name].write(data[:-1] + b"x")
     with pytest.raises(InputError, match=r"00001-of-00002: is damaged .its checksum differs"):
-        PreparedDataset(folder).read_frame(1, 0)
-    assert not list((tmp_path / "cache" / "prepared").iterdir())
+        open_dataset("gs://bucket/out").read_frame(1, 0)
+    assert not list(cache.iterdir())
+
+
+def test_object_stores_that_cannot_be_reached(tmp_path, monkeypatch):
+    def no_package(_):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", no_package)
+    with pytest.raises(InputError, match=r"^gs://bucket/out: cannot be reached .Please install gcsfs"):
+        open_dataset("gs://bucket/out")
+    with pytest.raises(InputError, match=r"^gs://bucket/out: cannot be reached .Please install gcsfs"):
+        prepare(raw_dataset(tmp_path), "gs://bucket/out")
+    with pytest.raises(InputError, match=r"^ftpx://bucket/out: is of an unknown kind"):
+        open_dataset("ftpx://bucket/out")
 
 
 def test_sizes_of_shards():

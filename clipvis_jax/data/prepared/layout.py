@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -29,6 +30,10 @@ class ShardFile:
     name: str
     num_bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if "/" in self.name:
+            raise ValueError(f"{self.name!r} is not the name of a file")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +68,27 @@ class Shard:
         return cls(ShardFile(**record["annotations"]), ShardFile(**record["images"]), sizes)
 
 
+def open_path(path: str | Path | epath.Path) -> epath.Path:
+    """Return a path of this machine or of an object store, and make sure that it can be reached.
+
+    Raises:
+        InputError: It is of an unknown kind, needs another package, or cannot be reached.
+    """
+    try:
+        opened = epath.Path(path)
+        opened.exists()
+    except KeyError as error:
+        raise InputError(
+            f"{path}: is of an unknown kind; give a folder, or a path that begins with gs:// or s3://"
+        ) from error
+    except Exception as error:  # the stores' packages raise whatever they like
+        if not isinstance(error, OSError) and "://" not in str(path):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be reached ({reason})") from error
+    return opened
+
+
 def is_remote(path: epath.Path) -> bool:
     """Say whether a path leads to an object store, where only whole files can be read and written."""
     return "://" in str(path)
@@ -77,13 +103,16 @@ def hash_file(path: epath.Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: epath.Path) -> Any:
+def read_json(path: epath.Path) -> dict[str, Any]:
     """Read one of the folder's small files.
 
     Raises:
         InputError: It cannot be read.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is not one of the files of a prepared data set; prepare the data set again")
+    return content

@@ -12,7 +12,6 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from tqdm import tqdm
 
-from clipvis_jax.data.prepared.builder import BUILDERS
 from clipvis_jax.data.prepared.layout import (
     FORMAT_VERSION,
     INFO_FILE,
@@ -22,6 +21,7 @@ from clipvis_jax.data.prepared.layout import (
     ShardFile,
     hash_file,
     is_remote,
+    open_path,
     read_json,
 )
 from clipvis_jax.data.prepared.record_text import category_from_json, video_from_text
@@ -48,16 +48,19 @@ class PreparedDataset:
         """
         self.folder = folder
         metadata = read_json(folder / METADATA_FILE)
-        if metadata.get("format_version") != FORMAT_VERSION or metadata.get("level") not in BUILDERS:
+        if metadata.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"{folder}: was not written by this version of 'clipvis prepare'; prepare the data set again"
             )
-        self.name: str = metadata["dataset"]
-        self.level: str = metadata["level"]
-        self.digest: str = metadata["digest"]
-        self.has_annotations: bool = metadata["has_annotations"]
-        self.categories = tuple(map(category_from_json, metadata["categories"]))
-        self._shards = [Shard.from_json(record) for record in metadata["shards"]]
+        try:
+            self.name: str = metadata["dataset"]
+            self.level: str = metadata["level"]
+            self.digest: str = metadata["digest"]
+            self.has_annotations: bool = metadata["has_annotations"]
+            self.categories = tuple(map(category_from_json, metadata["categories"]))
+            self._shards = [Shard.from_json(record) for record in metadata["shards"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(folder / METADATA_FILE, str(error)) from error
         self._sizes = [size for shard in self._shards for size in shard.sizes]
         self._first_image = [0, *accumulate(length for _, _, length in self._sizes)]
         self._check_sizes()
@@ -163,7 +166,7 @@ def open_prepared(path: str | Path | epath.Path) -> PreparedDataset:
     Raises:
         InputError: There is none, more than one, one that is not finished, or a damaged one.
     """
-    root = epath.Path(path)
+    root = open_path(path)
     if not root.exists():
         raise InputError(f"{path}: does not exist; write it with 'clipvis prepare'")
     if (root / INFO_FILE).exists():

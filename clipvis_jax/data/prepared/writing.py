@@ -26,6 +26,7 @@ from clipvis_jax.data.prepared.layout import (
     ShardFile,
     hash_file,
     is_remote,
+    open_path,
     read_json,
 )
 from clipvis_jax.data.prepared.record_text import category_to_json
@@ -76,7 +77,7 @@ def prepare(
         dataset = AnnotatedFrames(dataset)
     if not len(dataset):
         raise InputError(f"{dataset.name}: has no {level} to prepare")
-    builder = BUILDERS[level](dataset, epath.Path(out))
+    builder = BUILDERS[level](dataset, open_path(out))
     folder = epath.Path(builder.data_dir)
     identity = {"format_version": FORMAT_VERSION, "level": level, "digest": dataset.digest, "shard_bytes": shard_bytes}
     try:
