@@ -347,7 +347,9 @@ class Store(MemoryFileSystem):
 
 @pytest.fixture
 def store(monkeypatch):
-    monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", lambda _: Store())
+    backend = epath.backend.fsspec_backend
+    get = backend._get_filesystem
+    monkeypatch.setattr(backend, "_get_filesystem", lambda name: Store() if name == "gcs" else get(name))
     Store.store.clear()
     return Store.store
 
