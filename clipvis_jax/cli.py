@@ -17,6 +17,7 @@ from clipvis_jax.commands.interrupt import GOES_ON, STOPPED
 from clipvis_jax.commands.predict import Predict
 from clipvis_jax.commands.prepare import Prepare
 from clipvis_jax.commands.shapes import Shapes
+from clipvis_jax.commands.train import Train, parse_train
 from clipvis_jax.errors import InputError
 from clipvis_jax.version import __version__
 
@@ -43,16 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"clipvis {__version__}")
         return 0
-    command: Command | None = None
+    command: Command | Train | None = None
     try:
-        command = tyro.cli(
-            Command,
-            prog="clipvis",
-            description="Open-vocabulary video instance segmentation.\n\n"
-            "'clipvis COMMAND --help' lists a command's options; 'clipvis --version' the version.",
-            args=arguments,
-            config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
-        )
+        command = parse_command(arguments)
         _hush_libraries()
         command.run()
     except InputError as error:
@@ -62,6 +56,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(GOES_ON if isinstance(command, RESUMABLE) else STOPPED, file=sys.stderr)
         return 130
     return 0
+
+
+def parse_command(arguments: Sequence[str]) -> Command | Train:
+    """Find the command and its options.
+
+    Raises:
+        SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
+    """
+    if arguments[:1] == ["train"]:
+        return parse_train(arguments[1:])
+    return tyro.cli(
+        Command,
+        prog="clipvis",
+        description="Open-vocabulary video instance segmentation.\n\n"
+        "'clipvis COMMAND --help' lists a command's options; 'clipvis train' trains (its options depend on a "
+        "configuration: 'clipvis train CONFIG --help'); 'clipvis --version' tells the version.",
+        args=list(arguments),
+        config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
+    )
 
 
 def _hush_libraries() -> None:

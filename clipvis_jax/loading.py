@@ -57,10 +57,20 @@ def load(
         InputError: Not a model folder, or a damaged one.
     """
     from clipvis_jax.checkpoints import load_model  # noqa: PLC0415
+
+    return make_segmenter(load_model(Path(folder)), dtype=dtype, config=config)
+
+
+def make_segmenter(
+    model: "ModelFolder",
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    config: "InferenceConfig | None" = None,
+) -> "Segmenter":
+    """Make the content of a model folder ready to run; see ``load``."""
     from clipvis_jax.models.clipvis import ClipVis  # noqa: PLC0415
     from clipvis_jax.segmenter import Segmenter  # noqa: PLC0415
 
-    model = load_model(Path(folder))
     return Segmenter(
         ClipVis(model.config, dtype=dtype),
         model.clip_vars,

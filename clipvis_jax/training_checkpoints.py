@@ -20,6 +20,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.files import output_error
 
 _STATE = "state"
+_SCORE = "score"
 _KNUTH = np.uint32(2654435761)
 """An odd number that spreads positions over 32 bits, so that exchanged values do not cancel out."""
 
@@ -36,7 +37,7 @@ class Restored:
 class TrainingCheckpoints:
     """The checkpoints of one run, in a folder of their own.
 
-    The newest ``keep_last`` are kept, and the ``keep_best`` best by a metric.
+    The newest ``keep_last`` are kept, and the ``keep_best`` best by score.
     """
 
     def __init__(
@@ -45,7 +46,6 @@ class TrainingCheckpoints:
         *,
         keep_last: int = 3,
         keep_best: int = 1,
-        metric: str = "score",
         is_read_only: bool = False,
     ) -> None:
         """Open or make the folder; what an earlier process left unfinished is removed, unless it is read only.
@@ -58,7 +58,7 @@ class TrainingCheckpoints:
         if keep_best:
             kept.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[metric], n=keep_best, keep_checkpoints_without_metrics=False
+                    get_metric_fn=lambda metrics: metrics[_SCORE], n=keep_best, keep_checkpoints_without_metrics=False
                 )
             )
         self.folder = folder.resolve()
@@ -94,25 +94,27 @@ class TrainingCheckpoints:
         """Steps that have a whole checkpoint, oldest first."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
-    def save(
-        self, step: int, state: Any, data_state: dict[str, Any], *, metrics: dict[str, float] | None = None
-    ) -> None:
+    def save(self, step: int, state: Any, data_state: dict[str, Any], *, score: float | None = None) -> None:
         """Begin to write a checkpoint; returns when the state is copied, and may be changed.
 
         Args:
             step: Number of steps done.
             state: Arrays, in any tree.
             data_state: Place in the data, as JSON.
-            metrics: Scores at this step, which decide on the best.
+            score: How good the state is; decides which are the best.
 
         Raises:
             InputError: This checkpoint, or the one before, cannot be written.
         """
         self.wait()
-        notes = {"data_state": data_state, "checksum": int(checksum(state))}
+        notes = {"data_state": data_state, "checksum": checksum(state)}
         try:
             self._pending = self._checkpointer.save_checkpointables_async(
-                step, {_STATE: state}, overwrite=True, metrics=metrics, custom_metadata=notes
+                step,
+                {_STATE: state},
+                overwrite=True,
+                metrics=None if score is None else {_SCORE: score},
+                custom_metadata=notes,
             )
         except (OSError, ValueError) as error:
             raise self._write_error(error) from error
@@ -148,7 +150,7 @@ class TrainingCheckpoints:
                 notes = self._checkpointer.metadata(number).custom_metadata
                 self._check_same_tree(number, abstract_state)
                 loaded = self._checkpointer.load_checkpointables(number, {_STATE: abstract_state})[_STATE]
-                if int(checksum(loaded)) != notes["checksum"]:
+                if checksum(loaded) != notes["checksum"]:
                     raise ValueError("its values have changed since it was written")
             except InputError:
                 raise
@@ -190,19 +192,20 @@ class TrainingCheckpoints:
         return InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); free some space and start again")
 
 
-@jax.jit
-def checksum(tree: Any) -> UInt32[Array, ""]:
+def checksum(tree: Any) -> int:
     """Return a checksum of a tree's values, the same however they are spread over devices.
 
     A sum of whole numbers modulo 2**32, so the order of summation does not matter.
     """
-    total = jnp.uint32(0)
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
-        words = _words(leaf)
-        positions = jax.lax.iota(jnp.uint32, words.size).reshape(words.shape)
-        weights = (positions + jnp.uint32(number)) * _KNUTH * 2 + 1
-        total += jnp.sum(words * weights, dtype=jnp.uint32)
-    return total
+    sums = [_leaf_checksum(leaf) for leaf in jax.tree.leaves(tree)]
+    return sum((2 * number + 1) * int(value) for number, value in enumerate(sums)) % 2**32
+
+
+@jax.jit
+def _leaf_checksum(leaf: Array) -> UInt32[Array, ""]:
+    words = _words(leaf)
+    positions = jax.lax.iota(jnp.uint32, words.size).reshape(words.shape)
+    return jnp.sum(words * (positions * _KNUTH * 2 + 1), dtype=jnp.uint32)
 
 
 def _words(leaf: Array) -> Array:

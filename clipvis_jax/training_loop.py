@@ -133,9 +133,6 @@ class Task(Protocol):
         ...
 
 
-BEST_METRIC = "score"
-"""The name under which checkpoints keep the first score of an evaluation."""
-
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5": 459e12,
@@ -184,7 +181,7 @@ def train(
     with (
         _lock(workdir),
         TrainingCheckpoints(
-            workdir / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best, metric=BEST_METRIC
+            workdir / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best
         ) as checkpoints,
         closing(task.open_data()) as data,
     ):
@@ -224,8 +221,7 @@ def train(
                     log.write(step, {f"evaluation/{name}": value for name, value in scores.items()})
                 if is_last or scores or _is_due(step, config.checkpoint_every):
                     reporter.settle()
-                    best = {BEST_METRIC: next(iter(scores.values()))} if scores else None
-                    checkpoints.save(step, state, data_state, metrics=best)
+                    checkpoints.save(step, state, data_state, score=next(iter(scores.values()), None))
                 if is_stopped:
                     break
             reporter.settle()

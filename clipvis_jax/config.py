@@ -1,0 +1,28 @@
+"""Configurations of experiments: Python files that define ``config``."""
+
+import runpy
+from pathlib import Path
+
+from clipvis_jax.clipvis_training import ClipVisExperiment
+from clipvis_jax.errors import InputError
+
+Experiment = ClipVisExperiment
+"""All kinds of experiments that can be trained."""
+
+
+def load_config(path: Path) -> Experiment:
+    """Run a configuration file and return its ``config``.
+
+    Raises:
+        InputError: There is no such file, it fails, or it defines no experiment.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a configuration such as configs/lvis_r50.py")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except Exception as error:  # it may do anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{path}: fails ({reason})") from error
+    if not isinstance(config, Experiment):
+        raise InputError(f"{path}: does not define 'config' as an experiment; see configs/lvis_r50.py for an example")
+    return config

@@ -1,0 +1,19 @@
+"""Decoders with 9 layers on COCO 2017, under CLIP's ConvNeXt-B; the first half of the "COCO, YTVIS19" models.
+
+Command:
+    clipvis convert --clip convnext_base_w.safetensors --out clip_convnext_b
+    python train.py configs/coco_convnext_b.py --clip clip_convnext_b --data-root data --workdir runs/coco_convnext_b
+Cost: 368,750 steps of 16 images at 1024x1024.
+Published AP: none before the second half, configs/ytvis19_convnext_b.py.
+"""
+
+from clipvis_jax.clipvis_training import ClipVisExperiment
+from clipvis_jax.data.pipeline import PipelineConfig
+from clipvis_jax.models.query_decoder import QueryDecoderConfig
+
+config = ClipVisExperiment(
+    backbone="convnext_base_w",
+    query_decoder=QueryDecoderConfig(num_layers=9),
+    dataset="coco_train",
+    data=PipelineConfig(repeat_threshold=0.0),
+)
