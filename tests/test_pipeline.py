@@ -29,8 +29,7 @@ AS_IS = dataclasses.replace(
 
 
 def take(iterator, count):
-    """Return copies of some batches: those of workers lie in memory that grain takes back."""
-    return [jax.tree.map(np.array, next(iterator)) for _ in range(count)]
+    return [next(iterator) for _ in range(count)]
 
 
 def stream(dataset, config, count, **process):
@@ -252,15 +251,12 @@ def test_batches_go_to_devices():
 
 
 @pytest.mark.slow
-def test_batches_of_workers_are_plain_arrays():
+def test_batches_of_workers_are_plain_arrays_of_their_own():
     with make_train_iterator(make_dataset(), dataclasses.replace(CONFIG, num_workers=1)) as iterator:
         batch = next(iterator)
-        assert {type(x) for x in batch} == {np.ndarray}
-        on_device = jax.device_put(batch)
-        copy = jax.tree.map(np.array, batch)
-        del batch
-        take(iterator, 3)
-        assert_same([jax.tree.map(np.asarray, on_device)], [copy])
+    for x in batch:
+        assert type(x) is np.ndarray
+        assert x.base is None
 
 
 LEAVE_BEHIND = """
@@ -269,7 +265,7 @@ from memory_dataset import make_dataset
 from clipvis_jax.data.pipeline import PipelineConfig, make_train_iterator
 if __name__ == "__main__":
     iterator = make_train_iterator(make_dataset(), PipelineConfig(batch_size=1, num_workers=2))
-    next(iterator)
+    next(iterator), next(iterator)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), int(sys.argv[1])) if len(sys.argv) > 1 else sys.exit()
 """

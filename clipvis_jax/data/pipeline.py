@@ -199,14 +199,15 @@ class TrainIterator(Iterator[TrainBatch]):
 
     def _pad(self, raw: dict[str, Any]) -> TrainBatch:
         """Bring the masks to their full number of places, which workers leave to us: it is mostly zeros."""
+        # Copied, so that the workers' shared memory goes at once and not when the caller lets go of the batch.
+        image, num_instances, valid_size, video, frame = (
+            np.array(raw[key]) for key in ("image", "num_instances", "valid_size", "video", "frame")
+        )
         masks = raw["masks_packed"]
         places = self._source.config.max_instances
         padded = np.zeros((len(masks), places, *masks.shape[2:]), np.uint8)
         padded[:, : masks.shape[1]] = masks
-        valid = np.arange(places) < raw["num_instances"][:, None]
-        # Plain views: grain's arrays in shared memory are of a class of their own, which JAX need not know.
-        image, valid_size, video, frame = (np.asarray(raw[key]) for key in ("image", "valid_size", "video", "frame"))
-        return TrainBatch(image, padded, valid, valid_size, video, frame)
+        return TrainBatch(image, padded, np.arange(places) < num_instances[:, None], valid_size, video, frame)
 
 
 def make_train_iterator(
