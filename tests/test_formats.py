@@ -81,6 +81,8 @@ def test_lvis_without_rare_classes(tmp_path):
     dataset = read(tmp_path, lvis(), drop_frequencies=("r",))
     assert [[instance.id for instance in video.instances] for video in dataset] == [[], [2]]
     assert len(dataset.categories) == 3
+    dataset = read(tmp_path, lvis(), drop_frequencies=("r", "c", "f"))
+    assert [video.instances for video in dataset] == [(), ()]
     assert dataset.has_annotations
 
 
@@ -173,7 +175,9 @@ def test_small_chunks_give_the_same(tmp_path, name, monkeypatch):
         assert list(RawDataset(path, images)) == expected
 
 
-def test_stream_tells_places_and_digest(tmp_path):
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 22])
+def test_stream_tells_places_and_digest(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
     content = {"a": [1, 23, {"ü": "é"}], "b": {"c": None}, "d": 45, "e": [], "f": "ß", "g": [[1], "x"]}
     path = tmp_path / "x.json"
     for indent in (None, 2):
@@ -203,6 +207,14 @@ def test_digest_and_frames(tmp_path):
         for frame in range(video.length):
             assert dataset.read_frame(index, frame) == image_bytes(next(seeds))
     dataset.check_images()
+
+
+def test_instances_keep_the_order_of_the_file(tmp_path):
+    content = youtube_vis()
+    ids = [(7 * i) % 1009 + 10 for i in range(1000)]
+    content["annotations"] = [content["annotations"][i % 2] | {"id": number} for i, number in enumerate(ids)]
+    dataset = read(tmp_path, content)
+    assert [[instance.id for instance in video.instances] for video in dataset] == [ids[1::2], ids[::2]]
 
 
 def test_random_access(tmp_path):
