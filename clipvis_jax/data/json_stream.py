@@ -97,7 +97,8 @@ class _Reader:
         self._sha256 = hashlib.sha256()
         self._text, self._base, self._place = "", 0, 0
         self._is_at_end = False
-        self._fill()
+        while len(self._text) < len(_BYTE_ORDER_MARK) and not self._is_at_end:
+            self._fill()
         if self._text.startswith(_BYTE_ORDER_MARK.decode("latin-1")):
             self._place = len(_BYTE_ORDER_MARK)
 
