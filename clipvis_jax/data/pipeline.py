@@ -6,11 +6,7 @@ workers; the order is `ExampleOrder`'s.
 """
 
 import dataclasses
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -19,9 +15,9 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Bool, Int, UInt8
 
+from clipvis_jax.data.read_ahead import read_ahead
 from clipvis_jax.data.records import Dataset, VideoRecord
 from clipvis_jax.data.sampling import ExampleOrder, example_rng, make_example_order, usable_instances
 from clipvis_jax.data.transforms import LargeScaleJitter, ShortSideResize
@@ -131,7 +127,14 @@ class TrainIterator(Iterator[TrainBatch]):
             InputError: More frames than allowed cannot be read.
         """
         if not self._running:
-            self._running.append(_start(self._source, self._next_batch))
+            config = self._source.config
+            self._running.append(
+                read_ahead(
+                    dataclasses.replace(self._source, first_batch=self._next_batch),
+                    num_workers=config.num_workers,
+                    items_ahead=config.batches_ahead,
+                )
+            )
         try:
             raw = next(self._running[0])
             self._report(raw)
@@ -329,43 +332,6 @@ class _BatchSource:
         return _Example(view.frame(pixels), packed, view.valid_size, video, frame, num_cut_off)
 
 
-def _start(source: _BatchSource, first_batch: int) -> grain.DatasetIterator:
-    """Start to prepare batches."""
-    config = source.config
-    batches = grain.MapDataset.source(dataclasses.replace(source, first_batch=first_batch))
-    if config.num_workers == 0:
-        return iter(
-            batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.batches_ahead))
-        )
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers
-    return iter(
-        batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=config.num_workers, per_worker_buffer_size=config.batches_ahead),
-            worker_init_fn=_init_worker,
-        )
-    )
-
-
 def _close(running: list[grain.DatasetIterator]) -> None:
     while running:
         running.pop().close()
-
-
-def _init_worker(worker: int, num_workers: int) -> None:
-    """Make a worker depend on its parent alone."""
-    # Signals for the whole group (Ctrl-C, preemption) are the parent's to answer: it may still need batches.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The accelerator is the parent's.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_platforms", "cpu")
-
-
-def _end_with_parent() -> None:
-    """Wait for the parent's end, which a killed one cannot announce; grain's workers would stay for ever."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
