@@ -107,7 +107,7 @@ class TrainingCheckpoints:
             InputError: This checkpoint, or the one before, cannot be written.
         """
         self.wait()
-        notes = {"data_state": data_state, "checksum": checksum(state)}
+        notes = {"data_state": data_state, "checksum": checksum(state), "arrays": _describe(state)}
         try:
             self._pending = self._checkpointer.save_checkpointables_async(
                 step,
@@ -148,7 +148,7 @@ class TrainingCheckpoints:
         for number in reversed(steps):
             try:
                 notes = self._checkpointer.metadata(number).custom_metadata
-                self._check_same_tree(number, abstract_state)
+                self._check_same_tree(number, notes["arrays"], _describe(abstract_state))
                 loaded = self._checkpointer.load_checkpointables(number, {_STATE: abstract_state})[_STATE]
                 if checksum(loaded) != notes["checksum"]:
                     raise ValueError("its values have changed since it was written")
@@ -165,9 +165,7 @@ class TrainingCheckpoints:
             raise InputError(f"{self.folder}: no checkpoint is whole; start again in another --workdir")
         return None
 
-    def _check_same_tree(self, step: int, abstract_state: Any) -> None:
-        saved = _leaves(self._checkpointer.checkpointables_metadata(step).metadata[_STATE])
-        wanted = _leaves(abstract_state)
+    def _check_same_tree(self, step: int, saved: dict[str, str], wanted: dict[str, str]) -> None:
         different = [
             f"{name} ({saved.get(name, 'missing')} in the checkpoint, {wanted.get(name, 'missing')} here)"
             for name in sorted(saved.keys() | wanted.keys())
@@ -218,7 +216,7 @@ def _words(leaf: Array) -> Array:
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
-def _leaves(tree: Any) -> dict[str, str]:
+def _describe(tree: Any) -> dict[str, str]:
     """Describe every leaf by its path: shape and type."""
     flat = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in flat}

@@ -1,0 +1,216 @@
+"""Checkpoints of a run: whole or not there, damage noticed, best and newest kept."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from clipvis_jax.errors import InputError
+from clipvis_jax.sharding import make_mesh
+from clipvis_jax.training_checkpoints import TrainingCheckpoints, checksum
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+
+
+def make_state(step, sharding=None):
+    params = {"layer": {"kernel": jnp.arange(64.0).reshape(8, 8) + step}, "bias": jnp.full(3, step, jnp.bfloat16)}
+    state = State(jnp.int32(step), params, optax.adamw(1e-3).init(params))
+    return state if sharding is None else jax.device_put(state, sharding)
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def same(a, b):
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def fill(folder, steps, **options):
+    with TrainingCheckpoints(folder, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_state(step), {"batches": step})
+
+
+def test_nothing_there(tmp_path):
+    with TrainingCheckpoints(tmp_path / "new") as checkpoints:
+        assert checkpoints.restore(abstract(make_state(0))) is None
+        assert checkpoints.steps == []
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    fill(tmp_path, [1, 2])
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(abstract(make_state(0)))
+    assert restored.step == 2
+    assert restored.data_state == {"batches": 2}
+    assert same(restored.state, make_state(2))
+
+
+def test_other_devices(tmp_path):
+    """Written from one device, read onto eight."""
+    fill(tmp_path, [1])
+    mesh = make_mesh(fsdp=8)
+    spread = jax.tree.map(
+        lambda x: NamedSharding(mesh, PartitionSpec("fsdp") if x.shape == (8, 8) else PartitionSpec()), make_state(0)
+    )
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(abstract(make_state(0, spread)))
+    assert same(restored.state, make_state(1))
+    assert restored.state.params["layer"]["kernel"].sharding.spec == PartitionSpec("fsdp")
+
+
+def test_newest_and_best_are_kept(tmp_path):
+    scores = {1: 0.1, 2: 0.9, 3: 0.2, 4: None, 5: 0.3, 6: None}
+    with TrainingCheckpoints(tmp_path, keep_last=2, keep_best=1) as checkpoints:
+        for step, score in scores.items():
+            checkpoints.save(step, make_state(step), {}, score=score)
+        checkpoints.wait()
+        assert checkpoints.steps == [2, 5, 6]
+
+
+def files_of(folder):
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+@pytest.fixture(autouse=True)
+def _hushed_libraries(monkeypatch):
+    """Tensorstore's threads may outlive an error, and complain that nobody waits for them any more."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_damage_is_noticed(tmp_path, number):
+    """Whichever file is damaged: either it does not matter, or the checkpoint before is taken, with a warning."""
+    fill(tmp_path, [1, 2])
+    path = files_of(tmp_path / "2")[number]
+    content = bytearray(path.read_bytes())
+    for position in range(0, len(content), 7):
+        content[position] ^= 0x55
+    path.write_bytes(content)
+    with TrainingCheckpoints(tmp_path) as checkpoints, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        restored = checkpoints.restore(abstract(make_state(0)))
+    assert same(restored.state, make_state(restored.step))
+
+
+def test_damaged_values_fall_back_and_say_so(tmp_path):
+    fill(tmp_path, [1, 2])
+    for path in files_of(tmp_path / "2" / "state" / "d"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        with pytest.warns(UserWarning,match=r"/2: damaged, passed over"):
+            restored = checkpoints.restore(abstract(make_state(0)))
+        assert restored.step == 1
+        assert checkpoints.steps == [1]
+        checkpoints.save(2, make_state(2), {})
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(abstract(make_state(0))).step == 2
+
+
+def test_no_whole_checkpoint(tmp_path):
+    fill(tmp_path, [1])
+    for path in files_of(tmp_path / "1" / "state"):
+        path.unlink()
+    with (
+        TrainingCheckpoints(tmp_path) as checkpoints,
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(InputError, match="no checkpoint is whole"),
+    ):
+        checkpoints.restore(abstract(make_state(0)))
+
+
+def test_another_architecture(tmp_path):
+    fill(tmp_path, [1])
+    other = make_state(0)
+    other.params["layer"]["kernel"] = jnp.zeros((8, 9))
+    with (
+        TrainingCheckpoints(tmp_path) as checkpoints,
+        pytest.raises(InputError, match=r"another model .*params/layer/kernel \(float32\[8, 8\] in the checkpoint"),
+    ):
+        checkpoints.restore(abstract(other))
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        TrainingCheckpoints(tmp_path / "file" / "checkpoints")
+
+
+def test_reading_leaves_a_folder_as_it_is(tmp_path):
+    fill(tmp_path, [1])
+    before = files_of(tmp_path)
+    with TrainingCheckpoints(tmp_path, is_read_only=True) as checkpoints:
+        checkpoints.restore(abstract(make_state(0)))
+    assert files_of(tmp_path) == before
+
+
+def test_checksum():
+    state = make_state(3)
+    assert checksum(state) == checksum(make_state(3))
+    swapped = make_state(3)
+    kernel = swapped.params["layer"]["kernel"]
+    swapped.params["layer"]["kernel"] = kernel.at[0, 0].set(kernel[0, 1]).at[0, 1].set(kernel[0, 0])
+    assert checksum(swapped) != checksum(state)
+    spread = jax.device_put(state.params["layer"]["kernel"], NamedSharding(make_mesh(fsdp=8), PartitionSpec("fsdp")))
+    assert checksum(spread) == checksum(state.params["layer"]["kernel"])
+
+
+WRITER = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import logging
+logging.disable()
+from test_training_checkpoints import TrainingCheckpoints, make_state
+with TrainingCheckpoints(Path(sys.argv[1])) as checkpoints:
+    start = max(checkpoints.steps, default=0)
+    for step in range(start + 1, start + 1000):
+        checkpoints.save(step, make_state(step), {{"batches": step}})
+        if step == start + 2:
+            print("ready", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_writing(tmp_path):
+    """Killed at 20 random moments of writing; what remains is always whole."""
+    rng = np.random.default_rng(0)
+    last = 0
+    for _ in range(20):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER.format(tests=str(Path(__file__).parent)), tmp_path],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        )
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with TrainingCheckpoints(tmp_path) as checkpoints:
+            restored = checkpoints.restore(abstract(make_state(0)))
+        assert restored.step > last
+        assert restored.data_state == {"batches": restored.step}
+        assert same(restored.state, make_state(restored.step))
+        last = restored.step
