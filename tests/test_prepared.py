@@ -189,7 +189,9 @@ def test_unfinished_files_of_another_version_are_replaced(tmp_path):
     dataset.stop_at = 5
     with pytest.raises(KeyboardInterrupt):
         prepare(dataset, tmp_path / "out", shard_bytes=1)
-    path.write_text(path.read_text() + "\n")
+    content = youtube_vis()
+    content["annotations"][1]["areas"] = [None, 1]
+    path.write_text(json.dumps(content))
     dataset = RawDataset(path, images)
     assert_same(open_prepared(prepare(dataset, tmp_path / "out", shard_bytes=1)), dataset)
     path.write_text(path.read_text() + "\n")
