@@ -151,7 +151,8 @@ class ClipVisTask:
         """Start the stream of batches."""
         return make_train_iterator(
             self._dataset,
-            dataclasses.replace(self._experiment.data, seed=self._experiment.seed),
+            self._experiment.data,
+            seed=self._experiment.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -59,6 +59,7 @@ class LoopConfig:
             raise InputError(f"loop.stop_after {self.stop_after}: must be 1 or more")
 
 
+@runtime_checkable  # needed by the type checks in tests
 class Data(Protocol):
     """An endless iterator over batches on the host, whose place can be kept and found again."""
 
@@ -77,6 +78,7 @@ class Data(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is trained: everything that the loop does not know.
 

@@ -42,7 +42,6 @@ class PipelineConfig:
         max_instances: Places for instances per frame. Where there are more, the largest are kept.
         repeat_threshold: Classes in a smaller share of the videos are repeated; 0 repeats nothing.
         max_unreadable: How many frames may turn out to be unreadable, per process, before training stops.
-        seed: Decides the order of examples and all augmentation.
         num_workers: Processes that prepare batches; 0 prepares them in a thread of this one.
         batches_ahead: How many batches each worker keeps ready.
     """
@@ -53,7 +52,6 @@ class PipelineConfig:
     max_instances: int = 100
     repeat_threshold: float = 0.001
     max_unreadable: int = 100
-    seed: int = 0
     num_workers: int = 2
     batches_ahead: int = 2
 
@@ -64,7 +62,6 @@ class PipelineConfig:
             ("batch_size", 1),
             ("max_instances", 1),
             ("max_unreadable", 0),
-            ("seed", 0),
             ("num_workers", 0),
             ("batches_ahead", 1),
         ):
@@ -109,7 +106,7 @@ class TrainIterator(Iterator[TrainBatch]):
         self._source = source
         self._identity = {
             "data": digest,
-            "seed": source.config.seed,
+            "seed": source.order.seed,
             "batch_size": source.config.batch_size,
             "examples": len(source.order.videos),
         }
@@ -214,13 +211,14 @@ class TrainIterator(Iterator[TrainBatch]):
 
 
 def make_train_iterator(
-    dataset: Dataset, config: PipelineConfig, *, process_index: int = 0, process_count: int = 1
+    dataset: Dataset, config: PipelineConfig, *, seed: int = 0, process_index: int = 0, process_count: int = 1
 ) -> TrainIterator:
     """Make the stream of training batches of one process; see `TrainIterator`.
 
     Args:
         dataset: The data; it is pickled for the worker processes.
         config: What the batches are made of.
+        seed: Decides the order of examples and all augmentation; 0 or more.
         process_index: Which share of every batch to make.
         process_count: Into how many shares a batch is divided.
 
@@ -231,7 +229,7 @@ def make_train_iterator(
         raise InputError(f"batch_size is {config.batch_size}; give a multiple of the {process_count} processes")
     if not dataset.has_annotations:
         raise InputError(f"{dataset.name}: has no annotations; give a data set to train on")
-    order = make_example_order(dataset, seed=config.seed, repeat_threshold=config.repeat_threshold)
+    order = make_example_order(dataset, seed=seed, repeat_threshold=config.repeat_threshold)
     share = config.batch_size // process_count
     return TrainIterator(_BatchSource(dataset, config, order, process_index * share, share), dataset.digest)
 
@@ -290,7 +288,7 @@ class _BatchSource:
 
     def _example(self, position: int, skipped: list[tuple[int, int, str]]) -> _Example:
         """Make the example at a position of the stream, or of the next video that can be used."""
-        rng = example_rng(self.config.seed, position)
+        rng = example_rng(self.order.seed, position)
         for attempt in range(self.config.max_unreadable + 1):
             video = self.order.replacement(position, attempt)
             record = self.dataset[video]

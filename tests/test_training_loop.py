@@ -1,0 +1,255 @@
+"""The loop on a toy task: what happens when, resuming, stopping, numbers that are not finite."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipvis_jax.errors import InputError
+from clipvis_jax.training_checkpoints import TrainingCheckpoints
+from clipvis_jax.training_log import TrainingLog, read_log
+from clipvis_jax.training_loop import LoopConfig, train
+
+
+class ToyData:
+    """Batches are their own numbers; position and closing can be looked at."""
+
+    def __init__(self):
+        self.position = 0
+        self.is_closed = False
+
+    def __next__(self):
+        self.position += 1
+        return np.float32(self.position)
+
+    def get_state(self):
+        return {"position": self.position}
+
+    def set_state(self, state):
+        self.position = state["position"]
+
+    def close(self):
+        self.is_closed = True
+
+
+@jax.jit
+def toy_step(state, batch):
+    value = state["value"] * 0.9 + batch
+    return {"value": value, "seen": state["seen"] + 1}, {"loss": value, "step": state["seen"] + 1}
+
+
+class ToyTask:
+    """Adds up its batches."""
+
+    def __init__(self, num_steps=10, bad_step=None, on_step=None):
+        self.num_steps, self.batch_size = num_steps, 4
+        self.bad_step, self.on_step = bad_step, on_step
+        self.data = ToyData()
+        self.batches, self.evaluated, self.exported = [], [], None
+
+    def init_state(self):
+        return {"value": jnp.float32(0), "seen": jnp.int32(0)}
+
+    def abstract_state(self):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.init_state())
+
+    def open_data(self):
+        return self.data
+
+    def put(self, batch):
+        return jnp.asarray(batch)
+
+    def step(self, state, batch):
+        self.batches.append(float(batch))
+        state, metrics = toy_step(state, batch)
+        if self.on_step is not None:
+            self.on_step(int(state["seen"]))
+        return state, metrics
+
+    def problem(self, metrics):
+        return "loss 'toy' is nan" if int(metrics["step"]) == self.bad_step else None
+
+    def report(self, metrics, step):
+        return {"loss/total": float(metrics["loss"]), "step_seen": float(step)}
+
+    def flops_per_step(self):
+        return 1e6
+
+    def evaluate(self, state, folder):
+        self.evaluated.append(folder.name)
+        return {"AP": float(state["seen"] == 4), "other": 0.5}
+
+    def picture(self, state, batch):
+        return np.full((4, 6, 3), int(batch), np.uint8)
+
+    def export(self, state, folder, source):
+        self.exported = (float(state["value"]), folder, source)
+
+
+def run(task, workdir, **config):
+    defaults = {"log_every": 1, "checkpoint_every": 0}
+    return train(task, LoopConfig(**(defaults | config)), workdir, show_progress=False, source={"by": "test"})
+
+
+def expected(num_steps):
+    value = np.float32(0)
+    for batch in range(1, num_steps + 1):
+        value = float(toy_step({"value": jnp.float32(value), "seen": jnp.int32(0)}, jnp.float32(batch))[0]["value"])
+    return value
+
+
+def steps_in(workdir):
+    with TrainingCheckpoints(workdir / "checkpoints", is_read_only=True) as checkpoints:
+        return checkpoints.steps
+
+
+def test_whole_run(tmp_path):
+    task = ToyTask()
+    assert run(task, tmp_path, log_every=2, checkpoint_every=4, evaluate_every=3, picture_every=5) is True
+    assert task.batches == list(range(1, 11))
+    assert task.exported == (expected(10), tmp_path / "model", {"by": "test"})
+    assert task.data.is_closed
+    records = read_log(tmp_path)
+    assert [record["step"] for record in records if "loss/total" in record] == [2, 4, 6, 8, 10]
+    first = records[0]
+    assert first["loss/total"] == pytest.approx(expected(2))
+    assert {"seconds/data", "seconds/step", "seconds/wait", "seconds/total", "images_per_second"} <= first.keys()
+    assert first["teraflops_per_second_and_device"] > 0
+    assert task.evaluated == [f"step_{step:07d}" for step in (3, 6, 9, 10)]
+    assert [record["evaluation/AP"] for record in records if "evaluation/AP" in record] == [0, 0, 0, 0]
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "predictions_0000005.png",
+        "predictions_0000010.png",
+    ]
+    assert any((tmp_path / "tensorboard").iterdir())
+    assert 10 in steps_in(tmp_path)
+    assert len(steps_in(tmp_path)) == 3
+
+
+def test_stopped_and_continued_equals_whole(tmp_path):
+    assert run(ToyTask(), tmp_path, stop_after=3) is False
+    assert steps_in(tmp_path) == [3]
+    assert not (tmp_path / "model").exists()
+    task = ToyTask()
+    assert run(task, tmp_path) is True
+    # What was fetched ahead when the run stopped is not lost.
+    assert task.batches == list(range(4, 11))
+    assert task.exported[0] == expected(10)
+    losses = [record["step"] for record in read_log(tmp_path) if "loss/total" in record]
+    assert losses == list(range(1, 11))
+
+
+def test_best_checkpoint_is_kept(tmp_path):
+    run(ToyTask(), tmp_path, evaluate_every=2, keep_last=1)
+    assert steps_in(tmp_path) == [4, 10]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_stops(tmp_path, number):
+    assert threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(number)
+    task = ToyTask(on_step=lambda step: os.kill(os.getpid(), number) if step == 4 else None)
+    assert run(task, tmp_path) is False
+    assert steps_in(tmp_path) == [4]
+    assert task.exported is None
+    assert signal.getsignal(number) is handler
+    assert run(task := ToyTask(), tmp_path) is True
+    assert task.exported[0] == expected(10)
+
+
+def test_numbers_that_are_not_finite_stop_the_run(tmp_path):
+    with pytest.raises(InputError, match=r"loss 'toy' is nan; training stopped, the checkpoint of step 4 is good"):
+        run(ToyTask(bad_step=7), tmp_path, checkpoint_every=4)
+    assert steps_in(tmp_path) == [4]
+    with pytest.raises(InputError, match="there is no checkpoint yet"):
+        run(ToyTask(bad_step=2), tmp_path / "other", checkpoint_every=4)
+
+
+def test_resume_from_another_run(tmp_path):
+    run(ToyTask(), tmp_path / "a", stop_after=6)
+    task = ToyTask()
+    config = LoopConfig(log_every=1, checkpoint_every=0)
+    assert train(task, config, tmp_path / "b", resume_from=tmp_path / "a", show_progress=False)
+    assert task.batches == [7, 8, 9, 10]
+    assert task.exported[0] == expected(10)
+    assert steps_in(tmp_path / "a") == [6]
+    # The run's own checkpoint goes first.
+    task = ToyTask(num_steps=11)
+    assert train(task, config, tmp_path / "b", resume_from=tmp_path / "a", show_progress=False)
+    assert task.batches == [11]
+
+
+def test_nothing_to_resume_from(tmp_path):
+    with pytest.raises(InputError, match="is not the folder of a training run"):
+        train(ToyTask(), LoopConfig(), tmp_path / "b", resume_from=tmp_path / "a", show_progress=False)
+
+
+def test_folder_in_use(tmp_path):
+    def second(step):
+        if step == 2:
+            with pytest.raises(InputError, match="another run is at work there"):
+                run(ToyTask(), tmp_path)
+
+    assert run(ToyTask(num_steps=3, on_step=second), tmp_path) is True
+
+
+def test_finished_run_does_nothing_but_export(tmp_path):
+    run(ToyTask(), tmp_path)
+    task = ToyTask()
+    assert run(task, tmp_path) is True
+    assert task.batches == []
+    assert task.exported[0] == expected(10)
+
+
+def test_data_that_fails_stops_the_run(tmp_path):
+    task = ToyTask()
+
+    def broken(batch):
+        raise InputError("more than 0 frames cannot be used")
+
+    task.put = broken
+    with pytest.raises(InputError, match="more than 0 frames"):
+        run(task, tmp_path)
+    assert task.data.is_closed
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("log_every", -1, "loop.log_every -1: must be 0"),
+        ("keep_last", 0, "loop.keep_last 0: must be 1 or more"),
+        ("stop_after", 0, "loop.stop_after 0: must be 1 or more"),
+    ],
+)
+def test_unusable_settings(field, value, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(LoopConfig(), **{field: value})
+
+
+def test_log_forgets_what_comes_again(tmp_path):
+    with TrainingLog(tmp_path, first_step=0) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"loss": step / 2, "bad": float("nan")})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # the power went
+    with TrainingLog(tmp_path, first_step=2) as log:
+        log.write(3, {"loss": 9.0})
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"step": 1, "loss": 0.5, "bad": None},
+        {"step": 2, "loss": 1.0, "bad": None},
+        {"step": 3, "loss": 9.0},
+    ]
+
+
+def test_log_that_is_not_enabled_writes_nothing(tmp_path):
+    with TrainingLog(tmp_path / "log", first_step=0, enabled=False) as log:
+        log.write(1, {"loss": 1.0})
+        log.picture(1, "a", np.zeros((2, 2, 3), np.uint8))
+    assert not (tmp_path / "log").exists()
