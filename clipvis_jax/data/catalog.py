@@ -34,7 +34,7 @@ class CatalogEntry:
         protocol: The name of the protocol that scores it; None for sets of images.
         server: Where results are handed in, if the ground truth is not public.
         novel_names: Names of classes to report as novel, where the file does not say so itself.
-        authors_novel_names: Those that the authors' script has in effect; it breaks names at underscores' spaces.
+        authors_novel_names: Those that the authors' script tells in effect; it breaks some names in two.
         drop_frequencies: Instances of classes with these frequencies are left out.
     """
 

@@ -17,7 +17,7 @@ _CHUNK = 128
 _MAX_CHARS = 7
 """A number below 2**32 takes at most this many characters of 5 bits."""
 
-_MAX_COORDINATE = 1e6
+MAX_COORDINATE = 1e6
 """Further outside, pycocotools' polygon code would allocate memory without bounds."""
 
 
@@ -94,7 +94,7 @@ def _from_polygons(polygons: list[Any], size: list[int]) -> str:
     for polygon in polygons:
         if not isinstance(polygon, list) or not all(isinstance(x, numbers.Real) for x in polygon):
             raise ValueError("a polygon is not a list of numbers")
-        if len(polygon) % 2 or not all(abs(x) < _MAX_COORDINATE for x in polygon):
+        if len(polygon) % 2 or not all(abs(x) < MAX_COORDINATE for x in polygon):
             raise ValueError("a polygon has an odd count of numbers, or one that is not a coordinate")
         if len(polygon) >= 6:  # less than three points have no area, and pycocotools would take four numbers for a box
             parts += coco_mask.frPyObjects([polygon], *size)

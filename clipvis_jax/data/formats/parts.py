@@ -6,11 +6,8 @@ from typing import Any
 
 from clipvis_jax.data.fields import field, finite, integer_field, list_field, number_field, show
 from clipvis_jax.data.records import Box, Category, Mask
-from clipvis_jax.data.rle import to_counts
+from clipvis_jax.data.rle import MAX_COORDINATE, to_counts
 from clipvis_jax.errors import InputError
-
-_MAX_COORDINATE = 1e6
-"""Further outside, pycocotools' polygon code would allocate memory without bounds."""
 
 _UNKNOWN_SIZE = [0, 0]
 
@@ -195,7 +192,7 @@ def _polygons(polygons: list[Any], where: str) -> Mask | None:
         if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
             raise InputError(f"{where} holds {show(polygon)}; a polygon is a list of numbers")
         # Adding up is the quick way to notice what is not finite.
-        if not math.isfinite(sum(polygon)) or (polygon and max(map(abs, polygon)) >= _MAX_COORDINATE):
+        if not math.isfinite(sum(polygon)) or (polygon and max(map(abs, polygon)) >= MAX_COORDINATE):
             raise InputError(f"{where} holds a polygon with a number that is not a coordinate: {show(polygon)}")
         if len(polygon) % 2 == 0 and len(polygon) >= 6:
             parts.append(tuple(map(float, polygon)))
