@@ -13,6 +13,7 @@ import tyro
 from clipvis_jax.commands.ablate import Ablate
 from clipvis_jax.commands.convert import Convert
 from clipvis_jax.commands.evaluate import Evaluate
+from clipvis_jax.commands.export import Export
 from clipvis_jax.commands.interrupt import GOES_ON, STOPPED
 from clipvis_jax.commands.predict import Predict
 from clipvis_jax.commands.prepare import Prepare
@@ -24,6 +25,7 @@ from clipvis_jax.version import __version__
 Command = (
     Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Evaluate, tyro.conf.subcommand("eval")]
     | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]

@@ -1,16 +1,22 @@
-"""Read PyTorch checkpoints as numpy arrays: safetensors without torch, pickles with it and without their code."""
+"""PyTorch state dicts as numpy arrays: reads safetensors without torch, pickles with it and without their code.
+
+Writes safetensors.
+"""
 
 import hashlib
+import os
 import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes  # noqa: F401  (teaches numpy bfloat16, which safetensors files may hold)
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.torch_names import CLIP_PREFIX, HEAD_PREFIX
@@ -45,6 +51,27 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     if not any(key.startswith((CLIP_PREFIX, HEAD_PREFIX)) for key in arrays):
         arrays = {CLIP_PREFIX + key: array for key, array in arrays.items()}
     return arrays
+
+
+def write_state_dict(path: Path, arrays: Mapping[str, np.ndarray], *, note: str) -> None:
+    """Write arrays as a safetensors file.
+
+    Args:
+        path: The file; one that exists is replaced.
+        arrays: The entries, by name.
+        note: Kept in the file, under ``written_by``.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    try:
+        # PyTorch's own loaders look for the format.
+        save_file(dict(arrays), path, metadata={"format": "pt", "written_by": note})
+    except SafetensorError as error:
+        # This is how safetensors reports the system's errors.
+        if match := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
+        raise
 
 
 def file_sha256(path: Path) -> str:

@@ -1,0 +1,54 @@
+"""``clipvis export``."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import arg
+
+from clipvis_jax.commands.interrupt import stopping_at_once
+from clipvis_jax.errors import InputError
+from clipvis_jax.version import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a model folder as a PyTorch state dict under the authors' names, for their code.
+
+    CLIP and decoders are in the file; the tokenizer is not. 'clipvis convert --checkpoint' reads it back, bit for bit.
+
+    For example:
+      clipvis export runs/lvis_r50/model --out clipvis_r50.safetensors
+    """
+
+    model: Annotated[Path, tyro.conf.Positional, arg(metavar="MODEL")]
+    """Model folder, made by 'clipvis convert' or a training."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """File to write, .safetensors."""
+    overwrite: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Replace the file if it exists."""
+
+    def run(self) -> None:
+        """Run ``clipvis export``.
+
+        Raises:
+            InputError: The model folder cannot be read or the file not be written; an older file stays as it was.
+        """
+        if self.out.suffix != ".safetensors":
+            raise InputError(f"{self.out}: the name must end with .safetensors")
+        if self.out.exists() and not self.overwrite:
+            raise InputError(f"{self.out}: exists already; choose another --out or add --overwrite")
+        with stopping_at_once():
+            from clipvis_jax.checkpoints import load_model
+            from clipvis_jax.convert import to_state_dict
+            from clipvis_jax.files import atomic_path
+            from clipvis_jax.model_sizes import describe
+            from clipvis_jax.state_dicts import write_state_dict
+
+        with atomic_path(self.out) as temporary:
+            model = load_model(self.model)
+            state_dict = to_state_dict(model.config, model.clip_vars, model.params)
+            write_state_dict(temporary, state_dict, note=f"clipvis_jax {__version__}")
+        print(describe(model.config))
+        print(f"wrote {self.out} ({len(state_dict)} entries, {self.out.stat().st_size / 1e6:,.0f} MB)")
