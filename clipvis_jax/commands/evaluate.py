@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tyro
 from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from clipvis_jax.data.records import Dataset
     from clipvis_jax.evaluation.inputs import Result
+    from clipvis_jax.segmenter import InferenceConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +30,15 @@ class Evaluate:
 
     For example:
       clipvis eval --model model --dataset lvvis_val --data-root data --out eval/lvvis_val
+      python eval.py configs/lvis_r50.py --model model --data-root data --out eval/lvvis_val
       clipvis eval --model model --dataset mine/instances.json --images mine/JPEGImages --limit 10 --overlays 3
       clipvis eval --metrics-only results.json --dataset lvvis_val --data-root data --out eval/theirs
     """
 
-    dataset: Annotated[str, arg(metavar="NAME|FILE|DIR")]
+    config: Annotated[Path | None, tyro.conf.Positional, arg(metavar="[CONFIG]", help_behavior_hint="")] = None
+    """Configuration such as configs/lvis_r50.py, whose evaluation data set and input size are taken where no others are
+    given."""
+    dataset: Annotated[str | None, arg(metavar="NAME|FILE|DIR", help_behavior_hint="")] = None
     """Data set: one of the names that 'clipvis prepare --help' lists, an annotation file in YouTube-VIS, COCO or BURST
     format, or a folder made by 'clipvis prepare'."""
     model: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -65,7 +71,9 @@ class Evaluate:
         None
     )
     """Largest submission that the server takes."""
-    size: Annotated[int, arg(metavar="PIXELS")] = 480
+    size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 480, or the configuration's)")] = (
+        None
+    )
     """Shorter side that frames are resized to for the network."""
     top_k: Annotated[int, arg(metavar="N")] = 50
     """Number of (track, class) pairs per video."""
@@ -93,9 +101,24 @@ class Evaluate:
             from clipvis_jax.data.catalog import open_dataset
             from clipvis_jax.distributed import start_processes, wait_for_all
             from clipvis_jax.files import prepare_output_dir
+            from clipvis_jax.segmenter import InferenceConfig
 
             start_processes(self.distributed)
-            dataset = open_dataset(self.dataset, data_root=self.data_root, images=self.images)
+            name, inference = self.dataset, InferenceConfig()
+            if self.config is not None:
+                from clipvis_jax.config import load_config
+
+                evaluation = load_config(self.config).evaluation
+                name, inference = name or evaluation.dataset, evaluation.inference
+            if name is None:
+                raise InputError("give --dataset, or a configuration that names one")
+            dataset = open_dataset(
+                name,
+                data_root=self.data_root,
+                images=self.images,
+                check_images=self.model is not None,
+                show_progress=self._is_first_process(),
+            )
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
             prepare_output_dir(self.out)
         provenance: dict[str, Any] = {
@@ -103,7 +126,7 @@ class Evaluate:
         }
         results = self.metrics_only or self.out / "results.json"
         if self.model is not None:
-            provenance |= self._predict(dataset, count)
+            provenance |= self._predict(dataset, count, inference)
             wait_for_all("predicted")
         if self._is_first_process():
             self._score(dataset, count, results, provenance)
@@ -115,7 +138,7 @@ class Evaluate:
 
         return jax.process_index() == 0
 
-    def _predict(self, dataset: "Dataset", count: int) -> dict[str, Any]:
+    def _predict(self, dataset: "Dataset", count: int, inference: "InferenceConfig") -> dict[str, Any]:
         """Run the model over the data set, and say what the results rest on."""
         from clipvis_jax.checkpoints import hash_variables
         from clipvis_jax.dataset_run import DatasetFrames, RunFolder, predict_dataset
@@ -125,12 +148,13 @@ class Evaluate:
         from clipvis_jax.outputs import write_overlay
         from clipvis_jax.provenance import device, versions
         from clipvis_jax.results import VideoResult
-        from clipvis_jax.segmenter import InferenceConfig
         from clipvis_jax.video import FrameSelection
 
         assert self.model is not None
         enable_compilation_cache()
-        config = InferenceConfig(size=self.size, window=self.window, temp_dir=self.out)
+        config = dataclasses.replace(inference, window=self.window, temp_dir=self.out)
+        if self.size is not None:
+            config = dataclasses.replace(config, size=self.size)
         segmenter = load(self.model, dtype=self.dtype, config=config)
         weights = hash_variables({"clip_vars": segmenter.clip_vars, "params": segmenter.params})
         settings = dataclasses.asdict(config) | {"window": config.window_size, "dtype": self.dtype, "top_k": self.top_k}

@@ -1,0 +1,307 @@
+"""train.py on a tiny model: what it writes, exact resuming, devices and processes, bad input."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small_videos import write_videos
+from tiny import tiny_model_folder
+
+import clipvis_jax
+from clipvis_jax.checkpoints import load_model
+from clipvis_jax.cli import main
+from clipvis_jax.training_log import read_log
+
+TRAIN = Path(__file__).parent.parent / "train.py"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return tiny_model_folder(tmp_path_factory.mktemp("model") / "tiny", "rn")
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory):
+    return write_videos(tmp_path_factory.mktemp("videos"))
+
+
+def write_config(path, clip, annotations, **changes):
+    """Write a configuration with the sizes of a model folder."""
+    config = load_model(clip).config
+    settings = {
+        "backbone": None,
+        "pixel_decoder": config.pixel_decoder,
+        "query_decoder": config.query_decoder,
+        "dataset": str(annotations),
+    } | changes
+    path.write_text(
+        textwrap.dedent(
+            """
+            from clipvis_jax.clipvis_training import *
+            from clipvis_jax.data.transforms import LargeScaleJitter
+            from clipvis_jax.losses import LossConfig
+            config = ClipVisExperiment(
+                {settings},
+                data=PipelineConfig(batch_size=8, image_size=(64, 64), max_instances=4, num_workers=0,
+                                    augmentation=LargeScaleJitter(min_scale=0.8), repeat_threshold=0.0),
+                step=TrainingConfig(losses=LossConfig(num_points=64)),
+                optimizer=OptimizerConfig(num_steps=6, drop_steps=(4,)),
+                evaluation=EvaluationConfig(dataset={dataset!r}, inference=InferenceConfig(size=64)),
+                loop=LoopConfig(log_every=1, checkpoint_every=3),
+            )
+            """
+        ).format(settings=", ".join(f"{key}={value!r}" for key, value in settings.items()), dataset=str(annotations))
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, clip, annotations):
+    return write_config(tmp_path_factory.mktemp("config") / "tiny.py", clip, annotations)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Programs compiled by the processes of these tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def start(cache, config, *options, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "CLIPVIS_CACHE": str(cache)}
+    command = [sys.executable, TRAIN, config, *options]
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process, expected_code=0):
+    output, error = process.communicate(timeout=500)
+    assert process.returncode == expected_code, error
+    return output, error
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache, config, clip):
+    """The folder of a run of 6 steps that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("run")
+    finish(start(cache, config, "--workdir", workdir, "--clip", clip))
+    return workdir
+
+
+def variables_of(workdir):
+    return load_model(workdir / "model").params
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.slow
+def test_what_is_written(whole, clip):
+    records = read_log(whole)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert {"loss/total", "loss/mask/3", "loss/dice/0", "matched_iou/3", "gradient_norm"} <= records[0].keys()
+    assert records[0]["learning_rate"] == pytest.approx(1e-4)
+    assert records[4]["learning_rate"] == pytest.approx(1e-5)
+    note = json.loads((whole / "run.json").read_text())
+    assert note["config"]["optimizer"]["num_steps"] == 6
+    assert len(note["clip_sha256"]) == len(note["dataset"]["digest"]) == 64
+    model, before = load_model(whole / "model"), load_model(clip)
+    assert_same_bits(model.clip_vars, before.clip_vars)
+    assert model.source["clip_sha256"] == note["clip_sha256"]
+    segmenter = clipvis_jax.load(whole / "model")
+    assert segmenter.start(["cat"]).num_frames == 0
+
+
+@pytest.mark.slow
+def test_two_runs_are_the_same_to_the_bit(whole, cache, config, clip, tmp_path):
+    """Worker processes change nothing either."""
+    finish(start(cache, config, "--workdir", tmp_path, "--clip", clip, "--data.num-workers", 2))
+    assert_same_bits(variables_of(tmp_path), variables_of(whole))
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_whole(whole, cache, config, clip, tmp_path):
+    """kill -9 after the checkpoint of step 3, with worker processes running; the rest as if nothing had happened."""
+    options = ["--workdir", tmp_path, "--clip", clip, "--data.num-workers", 2]
+    # Many more steps than it can do before it is killed; the schedule is the same up to there.
+    process = start(cache, config, *options, "--optimizer.num-steps", 100000)
+    while not (tmp_path / "checkpoints" / "3").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # What it did beyond step 3 is forgotten.
+    for folder in (tmp_path / "checkpoints").iterdir():
+        if folder.name.isdecimal() and int(folder.name) > 3:
+            folder.rename(tmp_path / f"beyond_{folder.name}")
+    _, error = finish(start(cache, config, *options))
+    assert "goes on with other settings than it began: config.optimizer.num_steps" in error
+    assert_same_bits(variables_of(tmp_path), variables_of(whole))
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_preemption_saves_and_goes_on(whole, cache, config, clip, tmp_path):
+    options = ["--workdir", tmp_path, "--clip", clip]
+    process = start(cache, config, *options, "--optimizer.num-steps", 100000, "--loop.checkpoint-every", 0)
+    while len(read_log(tmp_path)) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    output, _ = finish(process)
+    assert "stopped; the same command goes on from here" in output
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    stopped_at = int(checkpoint.name)
+    assert read_log(tmp_path)[-1]["step"] == stopped_at
+    finish(start(cache, config, *options, "--optimizer.num-steps", stopped_at + 1))
+    assert read_log(tmp_path)[-1]["step"] == stopped_at + 1
+
+
+@pytest.fixture(scope="module")
+def twenty_steps(tmp_path_factory, cache, config, clip):
+    workdir = tmp_path_factory.mktemp("twenty")
+    finish(start(cache, config, "--workdir", workdir, "--clip", clip, "--optimizer.num-steps", 20))
+    return workdir
+
+
+def losses_of(workdir):
+    return np.array([record["loss/total"] for record in read_log(workdir) if "loss/total" in record])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--fsdp", 4], ["--step.accumulation", 1, "--fsdp", 2]])
+def test_eight_devices_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path, options):  # noqa: PLR0917
+    steps = ["--optimizer.num-steps", 20]
+    finish(start(cache, config, "--workdir", tmp_path, "--clip", clip, *steps, *options, devices=8))
+    np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    shared = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2]
+    shared += ["--workdir", tmp_path, "--clip", clip, "--optimizer.num-steps", 20, "--loop.evaluate-every", 20]
+    processes = [start(cache, config, *shared, "--distributed.process-id", i, devices=2) for i in range(2)]
+    for process in processes:
+        finish(process)
+    np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
+    assert load_model(tmp_path / "model").config == load_model(twenty_steps / "model").config
+    assert read_log(tmp_path)[-1].keys() >= {"evaluation/AP"}
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_from_a_models_decoders(whole, cache, config, clip, tmp_path):
+    finish(start(cache, config, "--workdir", tmp_path, "--init-from", whole / "model", "--optimizer.num-steps", 1))
+    start_again = read_log(tmp_path)[0]["loss/total"]
+    assert start_again != read_log(whole)[0]["loss/total"]
+
+
+def test_help_lists_settings(config, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", str(config), "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("--workdir", "--optimizer.learning-rate", "--data.batch-size", "--loop.stop-after", "--step.remat"):
+        assert name in text
+
+
+def test_help_without_a_configuration(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--help"])
+    assert exit_.value.code == 0
+    assert "configs/lvis_r50.py" in capsys.readouterr().out
+
+
+def test_unknown_override_names_the_closest(config, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", str(config), "--workdir", "x", "--optimizer.learning-rat", "1"])
+    assert exit_.value.code == 2
+    assert "--optimizer.learning-rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer.learning-rate", "fast"], "optimizer.learning-rate"),
+        (["--data.batch-size", "1.5"], "data.batch-size"),
+        (["--optimizer.learning-rate", "-1"], "learning_rate -1"),
+        (["--data.image-size", "60", "60"], "image_size is (60, 60)"),
+    ],
+)
+def test_wrong_values(config, capsys, options, message):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", str(config), "--workdir", "x", *options])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give either --clip"),
+        (["--clip", "a", "--init-from", "b"], "give either --clip"),
+        (["--clip", "missing"], "missing: no such folder"),
+        (["--clip", "CLIP", "--dataset", "lvis_trian"], "closest names are lvis_train"),
+        (["--clip", "CLIP", "--dataset", "lvis_train"], "--data-root"),
+        (["--clip", "CLIP", "--backbone", "RN50"], "its CLIP is not RN50"),
+        (
+            ["--init-from", "CLIP", "--query-decoder.num-layers", "2"],
+            "have other sizes than those of the configuration",
+        ),
+        (["--clip", "CLIP", "--fsdp", "3"], "fsdp 3: must divide the number of devices, which is 8"),
+        (["--clip", "CLIP", "--data.batch-size", "3"], "must be a multiple of"),
+    ],
+)
+def test_unusable_options(config, clip, tmp_path, capsys, options, message):  # noqa: PLR0917
+    options = [str(clip) if option == "CLIP" else option for option in options]
+    assert main(["train", str(config), "--workdir", str(tmp_path / "run"), *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("clipvis: error:")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("config = 1 / 0", "fails (ZeroDivisionError"),
+        ("other = 1", "does not define 'config'"),
+    ],
+)
+def test_unusable_configuration(tmp_path, capsys, content, message):
+    path = tmp_path / "config.py"
+    if content is not None:
+        path.write_text(content)
+    assert main(["train", str(path), "--workdir", "x"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_workdir_of_another_run(whole, config, clip, tmp_path, capsys):
+    other = tiny_model_folder(tmp_path / "other", "convnext")
+    assert main(["train", str(config), "--workdir", str(whole), "--clip", str(other)]) == 2
+    assert "is a run with another CLIP" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (TRAIN.parent / "configs").glob("*.py")))
+def test_configurations_of_the_repository_load(name, capsys):
+    path = TRAIN.parent / "configs" / f"{name}.py"
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", str(path), "--help"])
+    assert exit_.value.code == 0
+    text = path.read_text()
+    assert "Command:" in text
+    assert "Cost:" in text
