@@ -7,8 +7,7 @@ batch.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -81,12 +80,7 @@ def init_state(
     def make(params: Variables | None) -> TrainState:
         if params is None:
             params = model.init_decoders(jax.random.key(seed))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            seed=jnp.asarray(seed, jnp.uint32),
-            params=params,
-            opt_state=optimizer.init(params),
-        )
+        return _make_state(optimizer, seed, params)
 
     return jax.jit(make, out_shardings=shardings)(params)
 
@@ -94,20 +88,23 @@ def init_state(
 def abstract_state(model: ClipVis, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the shapes and types of a state, without computing it."""
     params = jax.eval_shape(model.init_decoders, jax.random.key(0))
+    return jax.eval_shape(functools.partial(_make_state, optimizer, 0), params)
+
+
+def _make_state(optimizer: optax.GradientTransformation, seed: int, params: Variables) -> TrainState:
     return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32),
-        seed=jax.ShapeDtypeStruct((), jnp.uint32),
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
         params=params,
-        opt_state=jax.eval_shape(optimizer.init, params),
+        opt_state=optimizer.init(params),
     )
 
 
 def state_shardings(model: ClipVis, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Return where every part of a state lives."""
     state = abstract_state(model, optimizer)
-    return TrainState(
-        step=replicated(mesh),
-        seed=replicated(mesh),
+    return dataclasses.replace(
+        jax.tree.map(lambda _: replicated(mesh), state),
         params=parameter_shardings(mesh, state.params),
         opt_state=optimizer_shardings(mesh, optimizer, state.opt_state, state.params),
     )
@@ -120,7 +117,7 @@ def make_train_step(
     mesh: Mesh,
     *,
     draws: PointDraws | None = None,
-) -> Callable[[TrainState, Variables, TrainingBatch], tuple[TrainState, StepMetrics]]:
+) -> jax.stages.Wrapped:
     """Compile the training step ``(state, clip_vars, batch) -> (state, metrics)`` for a mesh.
 
     The given state is used up. A step whose losses or gradients are not finite changes no parameter: its metrics say
@@ -153,7 +150,7 @@ def make_train_step(
         metrics = StepMetrics(
             total_loss=total, losses=report.losses, matched_iou=report.matched_iou, gradient_norm=gradient_norm
         )
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     state_placement = state_shardings(model, optimizer, mesh)
     return jax.jit(

@@ -88,23 +88,37 @@ def sample_levels(
 
     Outside its map a level counts as 0 (``grid_sample(align_corners=False, padding_mode="zeros")``).
     """
-    batch, _, heads, head_dim = values.shape
+    # Head by head, in a loop: as a part of the network's one large graph, XLA would merge the look-ups with what comes
+    # before and after them, which takes seven times as long on a CPU.
+    by_head = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (values, points_px, weights))
+    sampled = jax.lax.map(lambda head: _head_forward(*head, level_shapes=level_shapes), by_head)
+    return jnp.moveaxis(sampled, 0, 2).astype(values.dtype)
+
+
+def _head_forward(
+    values: Float[Array, "b n head_dim"],
+    points_px: Float[Array, "b m levels p 2"],
+    weights: Float[Array, "b m levels p"],
+    *,
+    level_shapes: LevelShapes,
+) -> Float[Array, "b m head_dim"]:
+    """Return one head's sums of samples, in float32."""
+    batch, length, head_dim = values.shape
     # One table of rows and plain row look-ups, added up one by one: XLA fuses them into a single loop which never
     # stores the samples. On a CPU that is 11 times faster than one large gather followed by a product.
     table = values.reshape(-1, head_dim)
-    batch_start = jnp.arange(batch)[:, None, None, None] * values.shape[1]
-    head = jnp.arange(heads)[None, None, :, None]
-    output = jnp.zeros((*points_px.shape[:3], head_dim), jnp.float32)
+    batch_start = jnp.arange(batch)[:, None, None] * length
+    output = jnp.zeros((*points_px.shape[:2], head_dim), jnp.float32)
     level_start = 0
     for level, (height, width) in enumerate(level_shapes):
-        for corner in _corners(points_px[:, :, :, level], height, width):
-            weight = jnp.where(corner.inside, weights[:, :, :, level] * corner.weight_x * corner.weight_y, 0)
-            index = (batch_start + level_start + corner.pixel) * heads + head
-            for point in range(points_px.shape[4]):
+        for corner in _corners(points_px[:, :, level], height, width):
+            weight = jnp.where(corner.inside, weights[:, :, level] * corner.weight_x * corner.weight_y, 0)
+            index = batch_start + level_start + corner.pixel
+            for point in range(points_px.shape[3]):
                 rows = table.at[index[..., point]].get(mode="promise_in_bounds")
                 output += rows.astype(jnp.float32) * weight[..., point, None]
         level_start += height * width
-    return output.astype(values.dtype)
+    return output
 
 
 def _sample_levels_forward(
@@ -128,7 +142,7 @@ def _sample_levels_backward(
     by_head = jax.tree.map(
         lambda x: jnp.moveaxis(x, 2, 0), (values.astype(jnp.float32), points_px, weights, gradient.astype(jnp.float32))
     )
-    gradients = jax.lax.map(lambda head: _head_backward(*head, level_shapes), by_head)
+    gradients = jax.lax.map(lambda head: _head_backward(*head, level_shapes=level_shapes), by_head)
     d_values, d_points, d_weights = (jnp.moveaxis(x, 0, 2) for x in gradients)
     return d_values.astype(values.dtype), d_points, d_weights
 
@@ -138,6 +152,7 @@ def _head_backward(
     points_px: Float[Array, "b m levels p 2"],
     weights: Float[Array, "b m levels p"],
     gradient: Float[Array, "b m head_dim"],
+    *,
     level_shapes: LevelShapes,
 ) -> tuple[Float[Array, "b n head_dim"], Float[Array, "b m levels p 2"], Float[Array, "b m levels p"]]:
     """Return the gradients of one head's values, points and weights."""

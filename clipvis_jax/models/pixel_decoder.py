@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from clipvis_jax import ops
 from clipvis_jax.models.deformable_attention import DeformableAttention, LevelShapes
-from clipvis_jax.models.layers import GroupNorm32, LayerNorm, Mlp
+from clipvis_jax.models.layers import Conv, GroupNorm32, LayerNorm, Mlp
 from clipvis_jax.structs import ClipFeatures, PixelFeatures
 
 NUM_LEVELS = 3
@@ -67,9 +67,9 @@ class PixelDecoder(nn.Module):
         level_embedding = self.param("level_embedding", nn.initializers.normal(1.0), (NUM_LEVELS, config.dim))
         pixels, positions, level_shapes = [], [], []
         for level, feature in enumerate((features.res5, features.res4, features.res3)):
-            projected = nn.Conv(
+            projected = Conv(
                 config.dim,
-                (1, 1),
+                1,
                 dtype=self.dtype,
                 kernel_init=nn.initializers.xavier_uniform(),
                 name=f"input{level}_conv",
@@ -96,10 +96,10 @@ class PixelDecoder(nn.Module):
             part.reshape(part.shape[0], *shape, config.dim)
             for part, shape in zip(jnp.split(x, splits, axis=1), level_shapes, strict=True)
         )
-        lateral = nn.Conv(config.dim, (1, 1), use_bias=False, dtype=self.dtype, name="lateral_conv")(features.res2)
+        lateral = Conv(config.dim, 1, use_bias=False, dtype=self.dtype, name="lateral_conv")(features.res2)
         lateral = GroupNorm32(dtype=self.dtype, name="lateral_norm")(lateral)
         y = lateral + ops.resize_bilinear(fine, lateral.shape[1:3])
-        y = nn.Conv(config.dim, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="output_conv")(y)
+        y = Conv(config.dim, 3, use_bias=False, dtype=self.dtype, name="output_conv")(y)
         y = nn.relu(GroupNorm32(dtype=self.dtype, name="output_norm")(y))
-        mask_features = nn.Conv(config.mask_dim, (1, 1), dtype=self.dtype, name="mask_features")(y)
+        mask_features = Conv(config.mask_dim, 1, dtype=self.dtype, name="mask_features")(y)
         return PixelFeatures(mask_features=mask_features, memory=(coarse, middle, fine))
