@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from clipvis_jax.commands.ablate import Ablate
+from clipvis_jax.commands.compile_check import CompileCheck, parse_compile_check
 from clipvis_jax.commands.convert import Convert
 from clipvis_jax.commands.evaluate import Evaluate
 from clipvis_jax.commands.export import Export
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"clipvis {__version__}")
         return 0
-    command: Command | Train | None = None
+    command: Command | Train | CompileCheck | None = None
     try:
         command = parse_command(arguments)
         _hush_libraries()
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse_command(arguments: Sequence[str]) -> Command | Train:
+def parse_command(arguments: Sequence[str]) -> Command | Train | CompileCheck:
     """Find the command and its options.
 
     Raises:
@@ -68,12 +69,15 @@ def parse_command(arguments: Sequence[str]) -> Command | Train:
     """
     if arguments[:1] == ["train"]:
         return parse_train(arguments[1:])
+    if arguments[:1] == ["compile-check"]:
+        return parse_compile_check(arguments[1:])
     return tyro.cli(
         Command,
         prog="clipvis",
         description="Open-vocabulary video instance segmentation.\n\n"
-        "'clipvis COMMAND --help' lists a command's options; 'clipvis train' trains (its options depend on a "
-        "configuration: 'clipvis train CONFIG --help'); 'clipvis --version' tells the version.",
+        "'clipvis COMMAND --help' lists a command's options; 'clipvis train' trains and 'clipvis "
+        "compile-check' compiles a training for TPUs (their options depend on a configuration: 'clipvis train CONFIG "
+        "--help'); 'clipvis --version' tells the version.",
         args=list(arguments),
         config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
     )

@@ -88,6 +88,19 @@ ALLOWED = {
         "training_loop",
         "visualize",
     },
+    "hlo_collectives": set(),
+    "matmul_flops": set(),
+    "compile_check": FOUNDATION
+    | {
+        "clipvis_training",
+        "hlo_collectives",
+        "matmul_flops",
+        "model_sizes",
+        "models",
+        "optimizer",
+        "sharding",
+        "training",
+    },
     "config": {"clip_training", "clipvis_training", "errors"},
     "__init__": {"association", "errors", "loading", "results", "scores", "segmenter", "version"},
 }

@@ -1,0 +1,139 @@
+"""``clipvis compile-check``."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+from clipvis_jax.commands.train import parse_with_config
+from clipvis_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from clipvis_jax.compile_check import CompileReport
+    from clipvis_jax.config import Experiment
+
+USAGE = """usage: clipvis compile-check CONFIG --topology NAME [--json FILE] [OPTIONS]
+
+CONFIG is a file such as configs/lvis_r50.py; 'clipvis compile-check CONFIG --help' lists the options, with every
+setting of the configuration among them."""
+
+_ADVICE = "give more chips, a smaller --data.batch-size, --step.dtype bfloat16, or --step.remat layers or everything"
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileCheckOptions:
+    """Compile the training step for a TPU pod, without one, and tell what it needs of every chip.
+
+    Needs neither weights nor data, but libtpu (pip install 'clipvis-jax[tpu]'), and some minutes. All figures are the
+    compiler's own; nothing is run.
+
+    For example:
+      clipvis compile-check configs/lvis_r50.py --topology v5e:16x16 --data.batch-size 256
+    """
+
+    topology: Annotated[str, arg(metavar="NAME")]
+    """Kind and arrangement of chips: v5e:2x4 (8 chips), v5e:16x16, v4:8x8x8 (512 chips, 1024 cores), v6e:16x16."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the figures to this file as well."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileCheck:
+    """A check: its configuration file, the chips, and what would be trained."""
+
+    path: Path
+    options: CompileCheckOptions
+    experiment: "Experiment"
+
+    def run(self) -> None:
+        """Run ``clipvis compile-check``.
+
+        Raises:
+            InputError: Topology or settings cannot be used, libtpu is missing, or the step does not fit into the chips.
+        """
+        import jax
+
+        # Before anything is computed: on a machine with a TPU, the TPU is left alone.
+        jax.config.update("jax_platforms", "cpu")
+        from clipvis_jax.clipvis_training import ClipVisExperiment
+        from clipvis_jax.compile_check import check_compilation
+        from clipvis_jax.files import atomic_path
+        from clipvis_jax.provenance import versions
+
+        if not isinstance(self.experiment, ClipVisExperiment):
+            raise InputError(f"{self.path}: is no training of the decoders; give one such as configs/lvis_r50.py")
+        report = check_compilation(self.experiment, self.options.topology)
+        print(format_report(report))
+        if self.options.json is not None:
+            settings = json.loads(json.dumps(dataclasses.asdict(self.experiment), default=str))
+            content = dataclasses.asdict(report) | {
+                "fits": report.memory.fits,
+                "config_file": self.path.name,
+                "config": settings,
+                "versions": versions(),
+            }
+            with atomic_path(self.options.json) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n")
+        if not report.memory.fits:
+            raise InputError(f"{self.path.name}: does not fit into {report.chip} on {report.topology}; {_ADVICE}")
+
+
+def parse_compile_check(argv: Sequence[str]) -> CompileCheck:
+    """Read a configuration, and the options with its settings as defaults.
+
+    Raises:
+        InputError: The configuration cannot be used.
+        SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
+    """
+    return CompileCheck(*parse_with_config(argv, CompileCheckOptions, USAGE, prog="clipvis compile-check"))
+
+
+def format_report(report: "CompileReport") -> str:
+    """Write a report as a table."""
+    memory = report.memory
+    rows: list[tuple[str, Any]] = [
+        ("chips", f"{report.num_chips} x {report.chip} ({report.topology})"),
+        ("images", f"{report.batch_size} in the global batch, {report.batch_size / report.num_chips:g} per chip"),
+        ("", "per chip:"),
+    ]
+    if memory.fits:
+        rows += [
+            ("arguments", _gib(memory.arguments)),
+            ("results", _gib(memory.results)),
+            ("temporaries", _gib(memory.temporaries)),
+            ("program", _gib(memory.program)),
+        ]
+    rows += [("memory in all", f"{_gib(memory.total)}{_verdict(report)}")]
+    rows += [("products", f"{report.matmul_flops / 1e12:.3f} TFLOP in matrix products and convolutions")]
+    if memory.fits:
+        rows += [
+            ("compiler", f"{report.compiler_flops or 0:.4g} FLOP, {report.bytes_accessed or 0:.4g} bytes accessed"),
+            ("", "(the compiler counts one round of every loop)"),
+        ]
+    for found in report.collectives or ():
+        rows.append((found.kind, f"{found.executions} ({found.instructions} in the program), {_mib(found.size)}"))
+    if report.collectives == ():
+        rows.append(("collectives", "none"))
+    rows.append(("time", f"traced in {report.trace_seconds:.0f} s, compiled in {report.compile_seconds:.0f} s"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in rows)
+
+
+def _verdict(report: "CompileReport") -> str:
+    memory = report.memory
+    if memory.limit is None:
+        return ""
+    difference = memory.limit - memory.total
+    verdict = f"fits, {_gib(difference)} to spare" if memory.fits else f"does not fit, {_gib(-difference)} too much"
+    return f" of {_gib(memory.limit)}: {verdict}"
+
+
+def _gib(size: int | None) -> str:
+    return f"{(size or 0) / 2**30:.2f} GiB"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
