@@ -59,7 +59,8 @@ def _same_convolution_backward(
     (d_x,) = jax.vjp(lambda x: convolve(x, kernel, dimension_numbers=_LAYOUT), x)[1](gradient)
 
     def by_convolution(x: Array, gradient: Array) -> Array:
-        return jax.vjp(lambda kernel: convolve(x, kernel, dimension_numbers=_LAYOUT), kernel)[1](gradient)[0]
+        (d_kernel,) = jax.vjp(lambda kernel: convolve(x, kernel, dimension_numbers=_LAYOUT), kernel)[1](gradient)
+        return d_kernel.astype(jnp.float32)
 
     by_products = partial(_kernel_gradient, size=kernel.shape[0], precision=precision)
     d_kernel = jax.lax.platform_dependent(x, gradient, cpu=by_products, default=by_convolution)
