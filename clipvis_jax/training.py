@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
@@ -25,9 +25,7 @@ from clipvis_jax.structs import (
     LossReport,
     LossSums,
     PointDraws,
-    QueryPrediction,
     StepMetrics,
-    Targets,
     TrainingBatch,
     TrainState,
 )
@@ -197,6 +195,23 @@ def _batch_loss(
     setup: _Setup, params: Variables, clip_vars: Variables, images: _Images, key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], LossReport]:
     """Return the total loss of a whole batch, and its parts."""
+    # Every device does its own images, from pixels to losses, and waits for none. Left to itself, XLA would send the
+    # maps that deformable attention looks up to all devices.
+    by_image, by_layer_and_image = P(BATCH_AXES), P(None, BATCH_AXES)
+    sums = jax.shard_map(
+        functools.partial(_device_sums, setup),
+        mesh=setup.mesh,
+        in_specs=(P(), P(), (by_image, by_image, by_layer_and_image), P()),
+        out_specs=P(BATCH_AXES),
+        check_vma=False,
+    )(params, clip_vars, images, key)
+    return combine_sums(jax.tree.map(lambda x: jnp.sum(x, axis=0), sums), setup.config.losses)
+
+
+def _device_sums(
+    setup: _Setup, params: Variables, clip_vars: Variables, images: _Images, key: PRNGKeyArray
+) -> LossSums:
+    """Sum up the losses [1, l] of a device's images, part by part."""
     part_sums = functools.partial(_part_sums, setup)
     parts = setup.config.accumulation
     if parts == 1:
@@ -209,22 +224,22 @@ def _batch_loss(
         def add_part(sums: LossSums, part: _Images) -> tuple[LossSums, None]:
             return jax.tree.map(jnp.add, sums, once_more(params, clip_vars, part, key)), None
 
-        def split(tree: Any, *, axis: int = 0) -> Any:
-            return jax.tree.map(lambda x: _split(x, parts, setup.mesh, axis=axis), tree)
-
         batch, examples, draws = images
         zeros = jnp.zeros(setup.model.config.query_decoder.num_layers + 1)
         empty = LossSums(**{field.name: zeros for field in dataclasses.fields(LossSums)})
-        sums, _ = jax.lax.scan(add_part, empty, (split(batch), split(examples), split(draws, axis=1)))
-    return combine_sums(sums, setup.config.losses)
+        by_part = (_split(batch, parts), _split(examples, parts), _split(draws, parts, axis=1))
+        sums, _ = jax.lax.scan(add_part, empty, by_part)
+    return jax.tree.map(lambda x: x[None], sums)
 
 
-def _split(x: Shaped[Array, "..."], parts: int, mesh: Mesh, *, axis: int) -> Shaped[Array, "..."]:
-    """Split an axis into ``parts`` along a new first axis; no image leaves its device."""
-    shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
-    x = jnp.moveaxis(x.reshape(shape), axis + 1, 0)
-    spec = P(*(None,) * (axis + 1), BATCH_AXES)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+def _split(tree: Any, parts: int, *, axis: int = 0) -> Any:
+    """Split an axis of all leaves into ``parts`` along a new first axis."""
+
+    def split(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+    return jax.tree.map(split, tree)
 
 
 def _part_sums(setup: _Setup, params: Variables, clip_vars: Variables, images: _Images, key: PRNGKeyArray) -> LossSums:
@@ -237,25 +252,6 @@ def _part_sums(setup: _Setup, params: Variables, clip_vars: Variables, images: _
         decode_pixels, decode_queries = jax.checkpoint(decode_pixels), jax.checkpoint(decode_queries)
     pixels = decode_pixels(params, features)
     predictions = stack_layers(decode_queries(params, pixels))
-
-    def device_sums(
-        network: tuple[QueryPrediction, Float[Array, "b h4 w4 d"]],
-        targets: Targets,
-        examples: Int[Array, " b"],
-        draws: PointDraws | None,
-        key: PRNGKeyArray,
-    ) -> LossSums:
-        predictions, mask_features = network
-        randomness = point_keys(key, examples, predictions.iou.shape[0]) if draws is None else draws
-        return loss_sums(predictions, mask_features, targets, randomness, config.losses)
-
-    # Every device matches and sums up its own images and waits for none.
-    by_image, by_layer_and_image = P(BATCH_AXES), P(None, BATCH_AXES)
-    sums = jax.shard_map(
-        device_sums,
-        mesh=setup.mesh,
-        in_specs=((by_layer_and_image, by_image), by_image, by_image, by_layer_and_image, P()),
-        out_specs=by_image,
-        check_vma=False,
-    )((predictions, pixels.mask_features), batch.targets, examples, draws, key)
+    randomness = point_keys(key, examples, predictions.iou.shape[0]) if draws is None else draws
+    sums = loss_sums(predictions, pixels.mask_features, batch.targets, randomness, config.losses)
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
