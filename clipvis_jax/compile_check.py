@@ -37,6 +37,11 @@ _NO_TPU = {
 }
 """Keeps libtpu from asking around for the TPU of this machine, and from being alone on it; any type will do."""
 
+_SHORT_OF_MEMORY = re.compile(
+    r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)|Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"
+)
+"""The compiler's words, of newer and older versions."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -184,15 +189,16 @@ def model_of(experiment: ClipVisExperiment) -> ClipVis:
 
 
 def parse_out_of_memory(message: str) -> tuple[int | None, int | None]:
-    """Read from the TPU compiler's message how many bytes a program needs, and how many it may use.
+    """Read from the TPU compiler's message how many bytes a program needs at least, and how many it may use.
 
     Both are None if the message is another one.
     """
-    match = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    match = _SHORT_OF_MEMORY.search(message)
     if match is None:
         return None, None
     units = {unit: 1024**power for power, unit in enumerate(["", "K", "M", "G", "T"])}
-    return round(float(match[1]) * units[match[2]]), round(float(match[3]) * units[match[4]])
+    needed, needed_unit, limit, limit_unit = (group for group in match.groups() if group is not None)
+    return round(float(needed) * units[needed_unit]), round(float(limit) * units[limit_unit])
 
 
 def memory_limit(devices: Sequence[Any]) -> int | None:

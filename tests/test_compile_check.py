@@ -179,12 +179,20 @@ def test_products_are_counted_in_loops_branches_and_on_all_devices():
     assert count_matmul_flops(jax.make_jaxpr(mapped)(jnp.zeros((8, 4)))) == 2 * 8 * 4 * 5
 
 
-def test_what_the_compiler_says_when_memory_is_short():
-    message = (
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (24.45G) exceeds available HBM (15.75G). HLO module: jit_step.",
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
-        "Used 24.45G of 15.75G hbm. Exceeded hbm capacity by 8.70G."
-    )
+        "Used 24.45G of 15.75G hbm. Exceeded hbm capacity by 8.70G.",
+    ],
+)
+def test_what_the_compiler_says_when_memory_is_short(message):
     assert parse_out_of_memory(message) == (round(24.45 * 2**30), round(15.75 * 2**30))
+
+
+def test_other_words_of_the_compiler_are_not_taken_for_it():
     assert parse_out_of_memory("INTERNAL: something else") == (None, None)
 
 
