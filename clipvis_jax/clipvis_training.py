@@ -18,6 +18,7 @@ from clipvis_jax.dataset_run import RunFolder, predict_dataset
 from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation import evaluate, evaluate_class_agnostic, ground_truth_from, load_results, scoring_rules
+from clipvis_jax.host_memory import keep_freed_memory
 from clipvis_jax.loading import make_segmenter
 from clipvis_jax.losses import LOSSES
 from clipvis_jax.model_sizes import BACKBONES
@@ -168,6 +169,7 @@ class ClipVisTask:
         """Do a step."""
         if self._compiled is None:
             self._compiled = self._step.lower(state, self._trunk, batch).compile()
+            keep_freed_memory()
         return self._compiled(state, self._trunk, batch)
 
     def problem(self, metrics: StepMetrics) -> str | None:

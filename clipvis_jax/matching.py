@@ -25,10 +25,13 @@ _COST_LIMIT = 1e4
 class MatchingConfig:
     """Weights of the matching costs, and who solves the assignment.
 
-    ``device`` runs the Hungarian algorithm in the step; ``host`` calls scipy from it.
+    ``device`` runs the Hungarian algorithm in the step; ``host`` calls scipy from it, which is quicker on a CPU (2 ms
+    instead of 74 for the ten layers of an image with 20 targets). It is not the default all the same: a program that
+    calls the host is compiled anew at every start, and several CPU devices of one process may wait for each other for
+    ever.
     """
 
-    method: MatchingMethod = "host"
+    method: MatchingMethod = "device"
     object_weight: float = 2.0
     mask_weight: float = 5.0
     dice_weight: float = 5.0

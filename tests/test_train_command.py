@@ -78,6 +78,8 @@ def cache(tmp_path_factory):
 def start(cache, config, *options, devices=1):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "CLIPVIS_CACHE": str(cache)}
+    # XLA explains at length how it divides arrays.
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, TRAIN, config, *options]
     return subprocess.Popen(
         list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -180,7 +182,7 @@ def losses_of(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--fsdp", 4], ["--step.accumulation", 1, "--fsdp", 2]])
+@pytest.mark.parametrize("options", [[], ["--fsdp", 2]])
 def test_eight_devices_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path, options):  # noqa: PLR0917
     steps = ["--optimizer.num-steps", 20]
     finish(start(cache, config, "--workdir", tmp_path, "--clip", clip, *steps, *options, devices=8))

@@ -72,7 +72,7 @@ def numpy_batch():
 
 
 @functools.cache
-def train(*, devices=1, fsdp=1, repeat=0, optimizer=None, matching="host", **settings):
+def train(*, devices=1, fsdp=1, repeat=0, optimizer=None, matching="device", **settings):
     """Train a tiny model for a few steps; return losses [step, layer, kind] and the last state."""
     del repeat
     model, clip_vars, params = tiny_model("rn")
