@@ -3,10 +3,11 @@
 import runpy
 from pathlib import Path
 
+from clipvis_jax.clip_training import ClipExperiment
 from clipvis_jax.clipvis_training import ClipVisExperiment
 from clipvis_jax.errors import InputError
 
-Experiment = ClipVisExperiment
+Experiment = ClipVisExperiment | ClipExperiment
 """All kinds of experiments that can be trained."""
 
 

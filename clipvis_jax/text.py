@@ -129,13 +129,15 @@ def encode_vocabulary(
 
     Warns:
         UserWarning: Names were cut because they do not fit the context length (not repeated for a vocabulary
-            that is read from the cache), or the cache cannot be written.
+            that is read from the cache), a small text encoder does not know words of theirs, or the cache cannot be
+            written.
 
     Raises:
         InputError: See ``check_vocabulary``; or the tokenizer's vocabulary cannot write a name.
     """
     vocabulary = check_vocabulary(class_names)
     synonym_counts = [len(synonyms) for synonyms in vocabulary]
+    _warn_of_unknown_words(class_names, tokenizer)
     cache_file = None
     if cache_dir is not None:
         identity = [_CACHE_VERSION, vocabulary, list(templates), weights_hash, tokenizer.identity]
@@ -193,6 +195,18 @@ def _warn_of_cut_names(
         named = ", ".join(repr(name) for name in cut[:_NAMES_IN_WARNING])
         more = f" and {len(cut) - _NAMES_IN_WARNING} more" if len(cut) > _NAMES_IN_WARNING else ""
         warnings.warn(f"class names longer than CLIP's context were cut: {named}{more}", stacklevel=3)
+
+
+def _warn_of_unknown_words(class_names: Sequence[str], tokenizer: Tokenizer) -> None:
+    unknown = dict.fromkeys(word for name in class_names for word in tokenizer.unknown_words(name))
+    if unknown:
+        named = ", ".join(repr(word) for word in list(unknown)[:_NAMES_IN_WARNING])
+        more = f" and {len(unknown) - _NAMES_IN_WARNING} more" if len(unknown) > _NAMES_IN_WARNING else ""
+        warnings.warn(
+            f"class names have words that this model was not trained with, so it cannot know what they mean: {named}"
+            f"{more}",
+            stacklevel=3,
+        )
 
 
 def _read_cache(path: Path, num_synonyms: int) -> Float[np.ndarray, "s e"] | None:

@@ -9,8 +9,10 @@ import gzip
 import hashlib
 import html
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -31,6 +33,7 @@ CONTEXT_LENGTH = 77
 """Tokens of a text, begin and end included, in every published CLIP model."""
 
 _NUM_MERGES = 49152 - 256 - 2
+_KNOWN_WORDS = "known_words"  # in tokenizer_config.json
 _TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
 
 # CLIP's own pattern ignores case. In lower-case text that is seen twice: the long s (U+017F) counts as an s,
@@ -61,6 +64,8 @@ class Tokenizer(Protocol):
 
     def too_long(self, texts: Sequence[str]) -> list[int]: ...  # noqa: D102
 
+    def unknown_words(self, text: str) -> list[str]: ...  # noqa: D102
+
 
 @dataclass(frozen=True)
 class ClipTokenizer:
@@ -79,6 +84,8 @@ class ClipTokenizer:
     """Hexadecimal digest of everything that decides on the tokens of a text."""
     word_pieces: "tokenizers.Tokenizer"
     """Splits a cleaned text into pieces, without special tokens."""
+    known_words: frozenset[str] | None = None
+    """All words that a small text encoder was trained with; None for a vocabulary that is meant for any text."""
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "n l"]:
         """Tokenize texts: begin, pieces, end, then zeros up to the context length.
@@ -95,6 +102,15 @@ class ClipTokenizer:
     def too_long(self, texts: Sequence[str]) -> list[int]:
         """List the positions of the texts that are cut to the context length."""
         return [i for i, text in enumerate(texts) if len(self._pieces(text)) > self.context_length - 2]
+
+    def unknown_words(self, text: str) -> list[str]:
+        """List the words of a text that are not among the known ones, if these are all that the encoder knows."""
+        if self.known_words is None:
+            return []
+        pre_tokenizer = self.word_pieces.pre_tokenizer
+        assert pre_tokenizer is not None
+        words = [word for word, _ in pre_tokenizer.pre_tokenize_str(clean_text(text)) if word.isalnum()]
+        return [word for word in words if word not in self.known_words]
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer in transformers' format, to be read by ``load_tokenizer`` without a network."""
@@ -119,6 +135,19 @@ def make_tokenizer(merges: Sequence[tuple[str, str]], context_length: int = CONT
     return _from_merges(merges, context_length, "merges")
 
 
+def make_word_tokenizer(words: Sequence[str], context_length: int) -> ClipTokenizer:
+    """Build a small tokenizer for which each of some words is one token; it writes other words in pieces.
+
+    Args:
+        words: Words in lower-case letters from a to z.
+        context_length: Tokens of a text, begin and end included.
+    """
+    tokenizer = make_tokenizer(_learn_merges(words), context_length)
+    transformers_tokenizer = tokenizer.transformers_tokenizer
+    transformers_tokenizer.init_kwargs[_KNOWN_WORDS] = sorted(set(words))  # saved with it
+    return _wrap(transformers_tokenizer, context_length, "words")
+
+
 def load_tokenizer(source: str | Path, context_length: int | None = None) -> ClipTokenizer:
     """Load a tokenizer.
 
@@ -139,6 +168,28 @@ def load_tokenizer(source: str | Path, context_length: int | None = None) -> Cli
     if isinstance(source, Path):
         raise InputError(f"{path}: no such file or folder")
     return _load_folder(_download(source), context_length, source)
+
+
+def _learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Find merges, best first, by which each word becomes one token: byte-pair encoding to its end."""
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
+    merges = []
+    while counts := Counter(pair for symbols in spelled for pair in pairwise(symbols)):
+        best = max(counts, key=lambda pair: (counts[pair], pair))
+        merges.append(best)
+        spelled = [_merge(symbols, best) for symbols in spelled]
+    return merges
+
+
+def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """Replace every occurrence of a pair, from left to right."""
+    merged: list[str] = []
+    for symbol in symbols:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
@@ -235,6 +286,7 @@ def _wrap(tokenizer: "transformers.CLIPTokenizer", context_length: int | None, n
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    known_words = tokenizer.init_kwargs.get(_KNOWN_WORDS)
     settings = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} {context_length}"
     return ClipTokenizer(
         transformers_tokenizer=tokenizer,
@@ -244,6 +296,7 @@ def _wrap(tokenizer: "transformers.CLIPTokenizer", context_length: int | None, n
         vocab_size=vocab_size,
         identity=hashlib.sha256((settings + word_pieces.to_str()).encode()).hexdigest(),
         word_pieces=word_pieces,
+        known_words=None if known_words is None else frozenset(known_words),
     )
 
 

@@ -104,11 +104,16 @@ class Evaluate:
             from clipvis_jax.segmenter import InferenceConfig
 
             start_processes(self.distributed)
-            name, inference = self.dataset, InferenceConfig()
+            name: str | None = self.dataset
+            inference = InferenceConfig()
             if self.config is not None:
+                from clipvis_jax.clipvis_training import ClipVisExperiment
                 from clipvis_jax.config import load_config
 
-                evaluation = load_config(self.config).evaluation
+                experiment = load_config(self.config)
+                if not isinstance(experiment, ClipVisExperiment):
+                    raise InputError(f"--config {self.config}: trains CLIP alone; give a configuration of CLIP-VIS")
+                evaluation = experiment.evaluation
                 name, inference = name or evaluation.dataset, evaluation.inference
             if name is None:
                 raise InputError("give --dataset, or a configuration that names one")

@@ -17,6 +17,8 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.version import __version__
 
 if TYPE_CHECKING:
+    from clipvis_jax.clip_training import ClipTask
+    from clipvis_jax.clipvis_training import ClipVisTask
     from clipvis_jax.config import Experiment
 
 Options = TypeVar("Options")
@@ -65,19 +67,14 @@ class Train:
             InputError: An option, the model, the data or the folder of the run cannot be used.
         """
         options = self.options
-        if (options.clip is None) == (options.init_from is None):
-            raise InputError("give either --clip, for new decoders, or --init-from, to go on with a model's decoders")
         from clipvis_jax import training_loop
-        from clipvis_jax.clipvis_training import ClipVisTask
         from clipvis_jax.distributed import start_processes
         from clipvis_jax.loading import enable_compilation_cache
         from clipvis_jax.provenance import device, versions
 
         start_processes(options.distributed)
         enable_compilation_cache()
-        folder = options.clip or options.init_from
-        assert folder is not None
-        task = ClipVisTask(self.experiment, folder, init_decoders=options.clip is not None, data_root=options.data_root)
+        task = open_task(self.experiment, options)
         settings = json.loads(json.dumps(dataclasses.asdict(self.experiment), default=str))
         description = {"config_file": self.path.name, "config": settings, **task.notes(), "versions": versions()}
         check_same_run(options.workdir, description)
@@ -92,6 +89,26 @@ class Train:
             print(f"trained {task.num_steps} steps; wrote {options.workdir / 'model'}")
         else:
             print("stopped; the same command goes on from here")
+
+
+def open_task(experiment: "Experiment", options: TrainOptions) -> "ClipVisTask | ClipTask":
+    """Make ready what is trained.
+
+    Raises:
+        InputError: The options do not say where to begin, or model or data cannot be used.
+    """
+    from clipvis_jax.clip_training import ClipExperiment, ClipTask
+    from clipvis_jax.clipvis_training import ClipVisTask
+
+    if isinstance(experiment, ClipExperiment):
+        if options.clip is not None or options.init_from is not None:
+            raise InputError("the pretraining of CLIP begins with random weights; leave --clip and --init-from out")
+        return ClipTask(experiment)
+    if (options.clip is None) == (options.init_from is None):
+        raise InputError("give either --clip, for new decoders, or --init-from, to go on with a model's decoders")
+    folder = options.clip or options.init_from
+    assert folder is not None
+    return ClipVisTask(experiment, folder, init_decoders=options.clip is not None, data_root=options.data_root)
 
 
 def parse_train(argv: Sequence[str]) -> Train:

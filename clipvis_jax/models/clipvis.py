@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from clipvis_jax import ops
 from clipvis_jax.models.clip_convnext import ConvNextConfig, ConvNextTrunk, MaskedMeanPool
@@ -164,7 +164,13 @@ class ClipVis:
         height, width = features.res5.shape[1:3]
         small = ops.resize_bilinear(pixel_features.mask_features, (height, width))
         masks = mask_logits_from(prediction.mask_embed, small) > 0
-        visual = self._apply(self.visual_head, clip_vars["visual_head"], features.res5, masks)
+        return self.pool_masks(clip_vars, features.res5, masks)
+
+    def pool_masks(
+        self, clip_vars: Variables, res5: Float[Array, "b h32 w32 c5"], masks: Bool[Array, "b q h32 w32"]
+    ) -> Float[Array, "b q e"]:
+        """Embed what masks at stride 32 show of CLIP's dense feature; not normalised."""
+        visual = self._apply(self.visual_head, clip_vars["visual_head"], res5, masks)
         if isinstance(self.config.backbone, ResNetConfig):
             # Matches the authors' code: an empty mask leaves the ResNet models undecided between all classes.
             visual = jnp.where(jnp.any(masks, axis=(2, 3))[..., None], visual, 0)

@@ -1,0 +1,247 @@
+"""A step of CLIP's pretraining: losses on whole images and on regions, one update of everything.
+
+Besides CLIP's own loss on whole images there is the same loss on regions: dense features are pooled over boxes, with
+the head that CLIP-VIS later pools masks with, and compared with sentences about what the boxes show. No masks are seen.
+"""
+
+import dataclasses
+from typing import Any, no_type_check
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+from clipvis_jax.batch_norm import STATISTICS, batch_statistics, update_statistics
+from clipvis_jax.contrastive import box_masks, contrastive_loss, shrink_boxes
+from clipvis_jax.errors import InputError
+from clipvis_jax.models.clipvis import PIXEL_MEAN, PIXEL_STD, ClipVis, Variables
+from clipvis_jax.sharding import batch_sharding, replicated
+from clipvis_jax.structs import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipOptimizerConfig:
+    """AdamW with a learning rate that rises linearly for ``warmup_steps`` and falls to 0 like a cosine.
+
+    ``clip_norm`` limits the norm of all gradients together.
+    """
+
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    num_steps: int = 4000
+    warmup_steps: int = 200
+    clip_norm: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "num_steps", "clip_norm", "epsilon"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"optimizer.{name} {getattr(self, name)}: give more than 0")
+        if not 0 <= self.warmup_steps < self.num_steps:
+            raise InputError(f"optimizer.warmup_steps {self.warmup_steps}: give 0 or more, and less than num_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipLossConfig:
+    """What is minimised.
+
+    Attributes:
+        image_weight: Weight of the loss on whole images and their captions.
+        region_weight: Weight of the loss on regions and their captions.
+        smallest_box: Regions are pooled over boxes shrunk to a random share of their sides, this at least: dense
+            features must name an object by any part of it.
+        max_logit_scale: Upper limit of the temperature's factor.
+    """
+
+    image_weight: float = 0.5
+    region_weight: float = 1.0
+    smallest_box: float = 0.4
+    max_logit_scale: float = 100.0
+
+    def __post_init__(self) -> None:
+        for name in ("image_weight", "region_weight"):
+            if getattr(self, name) < 0:
+                raise InputError(f"losses.{name} {getattr(self, name)}: give 0 or more")
+        if not 0 < self.smallest_box <= 1:
+            raise InputError(f"losses.smallest_box {self.smallest_box}: give a share above 0, at most 1")
+
+
+@no_type_check  # of the fields at run time, which fails where JAX's tree functions put placeholders into them
+@flax.struct.dataclass
+class CaptionedInputs:
+    """A batch on the devices: images, tokens, boxes, and numbers that are equal where names are."""
+
+    images_u8: UInt8[Array, "b h w 3"]
+    caption_tokens: Int[Array, "b n1"]
+    caption_names: Int[Array, " b"]
+    boxes: Float[Array, "b n 4"]
+    region_tokens: Int[Array, "b n n2"]
+    region_names: Int[Array, "b n"]
+    valid: Bool[Array, "b n"]
+
+
+@no_type_check  # of the fields at run time, which fails where JAX's tree functions put placeholders into them
+@flax.struct.dataclass
+class ClipMetrics:
+    """What a step reports: losses, not weighted, and how often the closest text of the batch was a right one."""
+
+    total_loss: Float[Array, ""]
+    image_loss: Float[Array, ""]
+    region_loss: Float[Array, ""]
+    image_accuracy: Float[Array, ""]
+    region_accuracy: Float[Array, ""]
+    logit_scale: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+def make_clip_optimizer(config: ClipOptimizerConfig) -> optax.GradientTransformation:
+    """Return the update: clipping, then AdamW with decoupled decay."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            make_clip_schedule(config),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=_is_matrix,
+        ),
+    )
+
+
+def make_clip_schedule(config: ClipOptimizerConfig) -> optax.Schedule:
+    """Return the learning rate as a function of the step, which counts from 0."""
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, config.num_steps)
+
+
+def _is_matrix(params: Any) -> Any:
+    """Mark what decays: all but vectors and embedding tables."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def init_clip_state(model: ClipVis, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+    """Make the state of step 0, with a copy on every device; ``params`` is the whole CLIP."""
+    return jax.jit(lambda: _make_state(model, optimizer, seed), out_shardings=replicated(mesh))()
+
+
+def abstract_clip_state(model: ClipVis, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Return shapes, types and places of a state, without computing it."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
+        jax.eval_shape(lambda: _make_state(model, optimizer, 0)),
+    )
+
+
+def _make_state(model: ClipVis, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    params = jax.tree_util.tree_map_with_path(_calm, model.init_clip(jax.random.key(seed)))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=params,
+        opt_state=optimizer.init(params),
+    )
+
+
+def _calm(path: jax.tree_util.KeyPath, value: Array) -> Array:
+    """Change how residual blocks begin."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if name.endswith("/norm3/scale"):
+        return jnp.zeros_like(value)  # as CLIP's code does: a block begins as the identity
+    if name.endswith("layer_scale"):
+        return jnp.full_like(value, 0.1)  # ConvNeXt's 1e-6 is for deep networks and long trainings
+    return value
+
+
+def make_clip_step(
+    model: ClipVis,
+    losses: ClipLossConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    norm_momentum: float,
+) -> jax.stages.Wrapped:
+    """Return the jitted step ``(state, batch) -> (state, metrics)`` for a mesh.
+
+    The batch is cut up over the devices; negatives come from all of it. The given state is used up. A step whose loss
+    or gradient is not finite changes no parameter.
+    """
+
+    def step(state: TrainState, batch: CaptionedInputs) -> tuple[TrainState, ClipMetrics]:
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        (total, (metrics, statistics)), gradients = jax.value_and_grad(clip_loss, argnums=1, has_aux=True)(
+            model, state.params, batch, losses, key
+        )
+        gradient_norm = optax.tree.norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params = {**params, "trunk": update_statistics(params["trunk"], statistics, norm_momentum)}
+        finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        metrics = dataclasses.replace(metrics, gradient_norm=gradient_norm)
+        return TrainState(step=state.step + 1, seed=state.seed, params=params, opt_state=opt_state), metrics
+
+    return jax.jit(
+        step,
+        in_shardings=(replicated(mesh), batch_sharding(mesh)),
+        out_shardings=(replicated(mesh), replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def clip_loss(
+    model: ClipVis,
+    clip_vars: Variables,
+    batch: CaptionedInputs,
+    losses: ClipLossConfig,
+    key: PRNGKeyArray,
+) -> tuple[Float[Array, ""], tuple[ClipMetrics, Variables]]:
+    """Return the total loss, its parts, and what the batch norms saw."""
+    share = jax.random.uniform(key, batch.valid.shape, minval=losses.smallest_box, maxval=1.0)
+    res5, statistics = _train_trunk(model, clip_vars, batch.images_u8)
+    grid = (res5.shape[1], res5.shape[2])
+    regions = box_masks(shrink_boxes(batch.boxes, share), grid)
+    everything = jnp.ones((len(res5), 1, *grid), bool)
+    visual = model.pool_masks(clip_vars, res5, jnp.concatenate([everything, regions], axis=1))
+    scale = jnp.minimum(jnp.exp(clip_vars["logit_scale"]), losses.max_logit_scale)
+
+    captions = model.encode_text(clip_vars, batch.caption_tokens)
+    all_valid = jnp.ones(len(res5), bool)
+    image_loss, image_accuracy = contrastive_loss(visual[:, 0], captions, scale, batch.caption_names, all_valid)
+
+    def flat(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[2:])
+
+    region_loss, region_accuracy = contrastive_loss(
+        flat(visual[:, 1:]),
+        model.encode_text(clip_vars, flat(batch.region_tokens)),
+        scale,
+        flat(batch.region_names),
+        flat(batch.valid),
+    )
+    total = losses.image_weight * image_loss + losses.region_weight * region_loss
+    metrics = ClipMetrics(
+        total_loss=total,
+        image_loss=image_loss,
+        region_loss=region_loss,
+        image_accuracy=image_accuracy,
+        region_accuracy=region_accuracy,
+        logit_scale=scale,
+        gradient_norm=jnp.zeros(()),
+    )
+    return total, (metrics, statistics)
+
+
+def _train_trunk(
+    model: ClipVis, clip_vars: Variables, images_u8: UInt8[Array, "b h w 3"]
+) -> tuple[Float[Array, "b h32 w32 c5"], Variables]:
+    image = (images_u8.astype(jnp.float32) - PIXEL_MEAN) / PIXEL_STD
+    with batch_statistics():
+        features, seen = model.trunk.apply({"params": clip_vars["trunk"]}, image, mutable=[STATISTICS])
+    return features.res5, seen.get(STATISTICS, {})

@@ -1,0 +1,300 @@
+"""Pretraining of CLIP on captioned images of the Shapes world, as an experiment of the training loop."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from clipvis_jax.checkpoints import save_model
+from clipvis_jax.clip_step import (
+    CaptionedInputs,
+    ClipLossConfig,
+    ClipMetrics,
+    ClipOptimizerConfig,
+    abstract_clip_state,
+    init_clip_state,
+    make_clip_optimizer,
+    make_clip_schedule,
+    make_clip_step,
+)
+from clipvis_jax.contrastive import box_masks, upscale
+from clipvis_jax.data.captioned import CaptionedBatch, CaptionedDataConfig, CaptionedIterator
+from clipvis_jax.data.shapes.captions import caption_words
+from clipvis_jax.data.shapes.classes import PARTITIONS, class_names, classes_of
+from clipvis_jax.data.shapes.dataset import ShapesDataset
+from clipvis_jax.data.shapes.splits import WORLD_VERSION, ShapesConfig, check_held_out
+from clipvis_jax.errors import InputError
+from clipvis_jax.models.clip_convnext import ConvNextConfig
+from clipvis_jax.models.clip_resnet import ResNetConfig
+from clipvis_jax.models.clip_text import TextConfig
+from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
+from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
+from clipvis_jax.models.query_decoder import QueryDecoderConfig
+from clipvis_jax.models.text_classifier import TextClassifier
+from clipvis_jax.ops import STRIDE
+from clipvis_jax.sharding import batch_sharding, make_mesh, put_batch
+from clipvis_jax.structs import TrainState
+from clipvis_jax.text import PROMPT_TEMPLATES, encode_vocabulary
+from clipvis_jax.tokenizer import ClipTokenizer, make_word_tokenizer
+from clipvis_jax.training_loop import LoopConfig
+from clipvis_jax.visualize import color_palette, draw_tracks
+from clipvis_jax.zero_shot import zero_shot_accuracy
+
+_REGION_TOKENS = 16
+"""The longest sentence about one region has 14 tokens, begin and end included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShotConfig:
+    """What accuracy is computed on while training: the first ``count`` images of a split that is not trained on."""
+
+    split: str = "val"
+    count: int = 200
+
+    def __post_init__(self) -> None:
+        check_held_out(ShapesConfig(split=self.split))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipExperiment:
+    """A pretraining of CLIP on the Shapes world.
+
+    Attributes:
+        backbone: Sizes of the image encoder.
+        text: Sizes of the text encoder; the number of words is that of the tokenizer.
+        pixel_decoder: Sizes of the pixel decoder that the model folder gets, with random weights.
+        query_decoder: Likewise of the query decoder.
+        data: What batches are made of.
+        image_size: Height and width of the network's input.
+        first_size: Height and width at the beginning of the training, where smaller ones save time.
+        first_share: Share of the steps that are done at ``first_size``, 0..1.
+        losses: What is minimised.
+        norm_momentum: Share of what batch norms keep of their statistics in a step (ResNets).
+        optimizer: How parameters are changed, and for how many steps.
+        seed: Decides the initial weights and all that is random, but for the images, which ``data`` decides.
+        evaluation: What accuracy is computed on.
+        loop: When to log, save, evaluate and draw.
+    """
+
+    backbone: ResNetConfig | ConvNextConfig = ResNetConfig()
+    text: TextConfig = TextConfig()
+    pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
+    query_decoder: QueryDecoderConfig = QueryDecoderConfig()
+    data: CaptionedDataConfig = CaptionedDataConfig()
+    image_size: int = 320
+    first_size: int = 192
+    first_share: float = 0.0
+    losses: ClipLossConfig = ClipLossConfig()
+    norm_momentum: float = 0.95
+    optimizer: ClipOptimizerConfig = ClipOptimizerConfig()
+    seed: int = 0
+    evaluation: ZeroShotConfig = ZeroShotConfig()
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "first_size"):
+            if (size := getattr(self, name)) < STRIDE or size % STRIDE:
+                raise InputError(f"--{name.replace('_', '-')} {size}: give a multiple of {STRIDE}")
+        if not 0 <= self.first_share <= 1:
+            raise InputError(f"--first-share {self.first_share}: give a share from 0 to 1")
+        if not 0 <= self.norm_momentum < 1:
+            raise InputError(f"--norm-momentum {self.norm_momentum}: give at least 0 and less than 1")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed {self.seed}: must be between 0 and {2**32 - 1}")
+        if self.text.embed_dim != self.backbone.embed_dim:
+            raise InputError(
+                f"--text.embed-dim {self.text.embed_dim}: must be that of the backbone, {self.backbone.embed_dim}"
+            )
+
+    def size_at(self, step: int) -> int:
+        """Return the height and width of the images of a step; steps count from 0."""
+        return self.first_size if step < self.first_share * self.optimizer.num_steps else self.image_size
+
+
+def shapes_tokenizer(context_length: int) -> ClipTokenizer:
+    """Make the tokenizer of the Shapes world: every word of its captions and of the prompts is one token."""
+    prompts = " ".join(PROMPT_TEMPLATES).lower().replace("{}", "").replace(".", " ").split()
+    words = [word for word in {*caption_words(), *prompts} if word.isalpha()]
+    return make_word_tokenizer(words, context_length)
+
+
+class ClipTask:
+    """A ``training_loop.Task``: pretrains a CLIP on captioned images of the Shapes world."""
+
+    def __init__(self, experiment: ClipExperiment, devices: Sequence[jax.Device] | None = None) -> None:
+        """Set everything up, for some devices (default: all); nothing is drawn or computed yet."""
+        self._experiment = experiment
+        self._tokenizer = shapes_tokenizer(experiment.text.context_length)
+        text = dataclasses.replace(experiment.text, vocab_size=self._tokenizer.vocab_size)
+        self._config = ClipVisConfig(experiment.backbone, text, experiment.pixel_decoder, experiment.query_decoder)
+        self._model = ClipVis(self._config)
+        self._mesh = make_mesh(devices=devices)
+        self._optimizer = make_clip_optimizer(experiment.optimizer)
+        self._learning_rate = make_clip_schedule(experiment.optimizer)
+        self._step = make_clip_step(
+            self._model,
+            experiment.losses,
+            self._optimizer,
+            self._mesh,
+            norm_momentum=experiment.norm_momentum,
+        )
+        self._upscale = jax.jit(upscale, static_argnums=1, out_shardings=batch_sharding(self._mesh))
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._last: Any = None
+        self._encode_text = jax.jit(self._model.encode_text)
+        self._name_regions = jax.jit(functools.partial(_name_regions, self._model))
+        self.num_steps = experiment.optimizer.num_steps
+        self.batch_size = experiment.data.batch_size
+
+    def notes(self) -> dict[str, Any]:
+        """Return what a run depends on besides its settings."""
+        world = [WORLD_VERSION, dataclasses.asdict(self._experiment.data.shapes)]
+        digest = hashlib.sha256(json.dumps(world, sort_keys=True).encode()).hexdigest()
+        return {"dataset": {"name": "shapes_captions", "digest": digest}, "tokenizer": self._tokenizer.identity}
+
+    def init_state(self) -> TrainState:
+        """Return the state before the first step."""
+        return init_clip_state(self._model, self._optimizer, self._mesh, self._experiment.seed)
+
+    def abstract_state(self) -> TrainState:
+        """Return shapes, types and shardings of the state."""
+        return abstract_clip_state(self._model, self._optimizer, self._mesh)
+
+    def open_data(self) -> CaptionedIterator:
+        """Start the stream of batches."""
+        return CaptionedIterator(
+            self._experiment.data, process_index=jax.process_index(), process_count=jax.process_count()
+        )
+
+    def put(self, batch: CaptionedBatch) -> CaptionedInputs:
+        """Turn words into tokens, and put a batch on the devices."""
+        inputs = put_batch(tokenize(batch, self._tokenizer), self._mesh)
+        size = self._experiment.size_at(batch.number)
+        return inputs.replace(images_u8=self._upscale(inputs.images_u8, (size, size)))
+
+    def step(self, state: TrainState, batch: CaptionedInputs) -> tuple[TrainState, ClipMetrics]:
+        """Do a step."""
+        shape = batch.images_u8.shape
+        if shape not in self._compiled:
+            self._compiled[shape] = self._step.lower(state, batch).compile()
+        self._last = self._compiled[shape]
+        return self._last(state, batch)
+
+    def problem(self, metrics: ClipMetrics) -> str | None:
+        """Say what is not finite."""
+        for name in ("image_loss", "region_loss", "gradient_norm"):
+            if not np.isfinite(value := float(getattr(metrics, name))):
+                return f"{name.replace('_', ' ')} is {value}"
+        return None
+
+    def report(self, metrics: ClipMetrics, step: int) -> dict[str, float]:
+        """Name the numbers of a step."""
+        values = {
+            "loss/total": metrics.total_loss,
+            "loss/image": metrics.image_loss,
+            "loss/region": metrics.region_loss,
+            "in_batch_accuracy/image": metrics.image_accuracy,
+            "in_batch_accuracy/region": metrics.region_accuracy,
+            "logit_scale": metrics.logit_scale,
+            "gradient_norm": metrics.gradient_norm,
+            "learning_rate": self._learning_rate(step - 1),
+        }
+        return {name: float(value) for name, value in values.items()}
+
+    def flops_per_step(self) -> float | None:
+        """Return XLA's own count for a device."""
+        analysis = self._last.cost_analysis() if self._last is not None else None
+        return float(analysis["flops"]) if analysis and analysis.get("flops", 0) > 0 else None
+
+    def evaluate(self, state: TrainState, folder: Path) -> dict[str, float]:
+        """Compute how well CLIP names objects out of all 360 classes, with true masks and on crops, 0..1."""
+        del folder  # there is nothing to keep but the numbers
+        config = self._experiment.evaluation
+        shapes = dataclasses.replace(self._experiment.data.shapes, split=config.split)
+        # Without the copies of other devices.
+        params = jax.device_put(jax.device_get(state.params))
+        return zero_shot_accuracy(
+            self._model,
+            params,
+            self._classify(params),
+            ShapesDataset(shapes, count=config.count),
+            {part: {number + 1 for number in classes_of((part,))} for part in PARTITIONS},
+            count=config.count,
+            image_size=self._experiment.image_size,
+        )
+
+    def picture(self, state: TrainState, batch: CaptionedInputs) -> UInt8[np.ndarray, "h w 3"]:
+        """Draw the regions of a batch's first image with their names, and beside them what CLIP calls them."""
+        params = jax.device_put(jax.device_get(state.params))
+        first = jax.device_get(jax.tree.map(lambda x: x[:1], batch))
+        found = jax.device_get(self._name_regions(params, self._classify(params), first.images_u8, first.boxes))[0]
+        image, valid = first.images_u8[0], first.valid[0]
+        masks = np.asarray(box_masks(jnp.asarray(first.boxes), image.shape[:2]))[0, valid]
+        name_of = dict(zip(_numbers(class_names()).tolist(), class_names(), strict=True))
+        true = [name_of[number] for number in first.region_names[0, valid].tolist()]
+        sides = [
+            draw_tracks(image, masks, labels, color_palette(len(masks)))
+            for labels in (true, [class_names()[number] for number in found[valid].tolist()])
+        ]
+        return np.concatenate(sides, axis=1)
+
+    def export(self, state: TrainState, folder: Path, source: Mapping[str, Any]) -> None:
+        """Write a model folder: the CLIP, and decoders with random weights."""
+        if jax.process_index() == 0:
+            params = self._model.init_decoders(jax.random.key(self._experiment.seed))
+            clip_vars = jax.device_get(state.params)
+            save_model(folder, self._config, clip_vars, params, self._tokenizer, source=dict(source), overwrite=True)
+
+    def _classify(self, params: Variables) -> TextClassifier:
+        """Encode the names of all classes."""
+        return encode_vocabulary(
+            class_names(),
+            tokenizer=self._tokenizer,
+            encode_tokens=lambda tokens: self._encode_text(params, tokens),
+            weights_hash="",
+        )
+
+
+def _name_regions(
+    model: ClipVis,
+    params: Variables,
+    classifier: TextClassifier,
+    images_u8: UInt8[Array, "b h w 3"],
+    boxes: Float[Array, "b n 4"],
+) -> Int[Array, "b n"]:
+    """Return the class closest to each region."""
+    features = model.extract_features(params, images_u8, jnp.array(images_u8.shape[1:3]))
+    visual = model.pool_masks(params, features.res5, box_masks(boxes, (features.res5.shape[1], features.res5.shape[2])))
+    return jnp.argmax(model.name_embeddings(params, visual, classifier), axis=-1)
+
+
+def tokenize(batch: CaptionedBatch, tokenizer: ClipTokenizer) -> CaptionedInputs:
+    """Turn the sentences of a batch into tokens, and names into numbers."""
+    shape = batch.boxes.shape[:2]
+    regions = tokenizer([caption for captions in batch.region_captions for caption in captions])
+    length = min(_REGION_TOKENS, tokenizer.context_length)
+    names = _numbers([name for names in batch.region_names for name in names]).reshape(shape)
+    arrays: dict[str, Any] = {
+        "images_u8": batch.images,
+        "caption_tokens": tokenizer(batch.captions),
+        "caption_names": _numbers(batch.captions),
+        "boxes": batch.boxes,
+        "region_tokens": regions[:, :length].reshape(*shape, length),
+        "region_names": names,
+        "valid": np.array([[bool(name) for name in row] for row in batch.region_names]),
+    }
+    return CaptionedInputs(**arrays)
+
+
+def _numbers(texts: Sequence[str]) -> Int[np.ndarray, " n"]:
+    """Give equal texts equal numbers, in all processes."""
+    return np.array([zlib.crc32(text.encode()) >> 1 for text in texts], np.int32)

@@ -1,0 +1,183 @@
+"""Batches of captioned images for the pretraining of CLIP: an endless stream that the settings alone decide."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from clipvis_jax.data.shapes.captions import draw_captioned
+from clipvis_jax.data.shapes.splits import SPLITS, ShapesConfig
+from clipvis_jax.errors import InputError
+
+_BATCHES_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedDataConfig:
+    """What batches of captioned images are made of.
+
+    Attributes:
+        world: Which Shapes world, see ``ShapesConfig.seed``.
+        size: Height and width of the images as they are drawn.
+        batch_size: Images in a batch, over all processes.
+        max_regions: Places for regions per image; where there are more, the last are left out.
+        num_images: After so many images the same ones come again, in the same order but with other sentences.
+        num_workers: Processes that draw; 0 draws in the process that trains, beside its computation.
+    """
+
+    world: int = 0
+    size: int = 160
+    batch_size: int = 32
+    max_regions: int = 5
+    num_images: int = len(SPLITS["captions"].seeds)
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("batch_size", 1), ("max_regions", 1), ("num_images", 1), ("num_workers", 0)):
+            if getattr(self, name) < low:
+                raise InputError(f"data.{name} {getattr(self, name)}: give {low} or more")
+        self.shapes.video_seeds(0, self.num_images)
+
+    @property
+    def shapes(self) -> ShapesConfig:
+        """The images as a split of the Shapes world."""
+        return ShapesConfig(split="captions", seed=self.world, size=self.size, frames=1)
+
+
+class CaptionedBatch(NamedTuple):
+    """Images of a process's share of a batch, and what is said of them.
+
+    Attributes:
+        number: The batch's place in the stream.
+        images: RGB.
+        captions: A sentence about each image.
+        boxes: Of each image's regions: left, top, right and bottom as fractions (0..1); 0 in places not taken.
+        region_captions: A sentence about each region; empty in places not taken.
+        region_names: What each region is called; sentences with the same name say the same. Empty in places not taken.
+    """
+
+    number: int
+    images: UInt8[np.ndarray, "b h w 3"]
+    captions: list[str]
+    boxes: Float[np.ndarray, "b n 4"]
+    region_captions: list[list[str]]
+    region_names: list[list[str]]
+
+
+class CaptionedIterator(Iterator[CaptionedBatch]):
+    """An endless iterator over a process's shares of all batches. Its state is the number of batches handed out."""
+
+    def __init__(self, config: CaptionedDataConfig, *, process_index: int = 0, process_count: int = 1) -> None:
+        """Begin with the first batch; worker processes start when it is asked for.
+
+        Raises:
+            InputError: The processes do not divide the batch.
+        """
+        if config.batch_size % process_count:
+            raise InputError(
+                f"data.batch_size {config.batch_size}: give a multiple of the {process_count} processes that train"
+            )
+        self._config = config
+        self._share = config.batch_size // process_count
+        self._start = process_index * self._share
+        self._next_batch = 0
+        self._pool: ProcessPoolExecutor | None = None
+        self._drawn: deque[Future[CaptionedBatch]] = deque()
+
+    def __next__(self) -> CaptionedBatch:
+        """Return the next batch."""
+        if self._config.num_workers == 0:
+            batch = draw_batch(self._config, self._next_batch, self._start, self._share)
+        else:
+            batch = self._from_workers()
+        self._next_batch += 1
+        return batch
+
+    def __enter__(self) -> "CaptionedIterator":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where the stream is, as JSON."""
+        return {"batches": self._next_batch, **self._identity()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to where a stream of the same images was.
+
+        Raises:
+            InputError: The state belongs to another stream.
+        """
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise InputError(
+                    f"data state: '{name}' was {state.get(name)!r} when it was saved and is {value!r} now; resume with "
+                    "the same settings, or start a new run"
+                )
+        self.close()
+        self._next_batch = int(state["batches"])
+
+    def close(self) -> None:
+        """End the worker processes; the next batch starts new ones."""
+        self._drawn.clear()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _identity(self) -> dict[str, Any]:
+        settings = dataclasses.asdict(self._config)
+        del settings["num_workers"]
+        return settings
+
+    def _from_workers(self) -> CaptionedBatch:
+        workers = self._config.num_workers
+        if self._pool is None:
+            # Not forked: the process that trains has threads.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
+        while len(self._drawn) < workers * _BATCHES_AHEAD:
+            number = self._next_batch + len(self._drawn)
+            self._drawn.append(self._pool.submit(draw_batch, self._config, number, self._start, self._share))
+        return self._drawn.popleft().result()
+
+
+def draw_batch(config: CaptionedDataConfig, number: int, start: int, count: int) -> CaptionedBatch:
+    """Draw ``count`` images of a batch of the stream, from the batch's image ``start`` on."""
+    first = number * config.batch_size + start
+    images, captions, region_captions, region_names = [], [], [], []
+    boxes = np.zeros((count, config.max_regions, 4), np.float32)
+    for row, position in enumerate(range(first, first + count)):
+        drawn = draw_captioned(config.shapes, position % config.num_images, variant=position // config.num_images)
+        regions = drawn.regions[: config.max_regions]
+        left, top, width, height = np.array([region.box for region in regions], np.float32).T
+        boxes[row, : len(regions)] = np.stack([left, top, left + width, top + height], axis=1) / config.size
+        empty = [""] * (config.max_regions - len(regions))
+        images.append(drawn.image)
+        captions.append(drawn.caption)
+        region_captions.append([region.caption for region in regions] + empty)
+        region_names.append([region.name for region in regions] + empty)
+    return CaptionedBatch(number, np.stack(images), captions, boxes, region_captions, region_names)
+
+
+def _init_worker() -> None:
+    """Make a worker depend on its parent alone."""
+    # Signals for the whole group (Ctrl-C, preemption) are the parent's to answer: it may still need batches.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end, which a killed one cannot announce."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

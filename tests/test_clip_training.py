@@ -1,0 +1,435 @@
+"""Pretraining of CLIP: the loss, what is pooled, batch norms, exact resuming, the model folder it ends with."""
+
+import dataclasses
+import types
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from memory_dataset import MemoryDataset, encode_counts, encode_png
+
+import clipvis_jax
+from clipvis_jax.batch_norm import STATISTICS, batch_statistics, update_statistics
+from clipvis_jax.checkpoints import load_model
+from clipvis_jax.clip_step import ClipLossConfig, ClipOptimizerConfig, clip_loss
+from clipvis_jax.clip_training import ClipExperiment, ClipTask, ZeroShotConfig, shapes_tokenizer, tokenize
+from clipvis_jax.commands.train import TrainOptions, open_task
+from clipvis_jax.contrastive import box_masks, contrastive_loss, shrink_boxes
+from clipvis_jax.data.captioned import CaptionedDataConfig, CaptionedIterator
+from clipvis_jax.data.records import Category, Instance, VideoRecord
+from clipvis_jax.data.shapes.captions import caption_words
+from clipvis_jax.data.shapes.classes import class_names
+from clipvis_jax.errors import InputError
+from clipvis_jax.models.clip_convnext import ConvNextConfig
+from clipvis_jax.models.clip_resnet import FrozenBatchNorm, ResNetConfig
+from clipvis_jax.models.clip_text import TextConfig
+from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
+from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
+from clipvis_jax.models.query_decoder import QueryDecoderConfig
+from clipvis_jax.models.text_classifier import TextClassifier
+from clipvis_jax.text import PROMPT_TEMPLATES, encode_vocabulary
+from clipvis_jax.tokenizer import load_tokenizer
+from clipvis_jax.training_log import read_log
+from clipvis_jax.training_loop import LoopConfig, train
+from clipvis_jax.zero_shot import zero_shot_accuracy
+
+RESNET = ResNetConfig(depths=(1, 1, 1, 1), width=2, embed_dim=16, pool_grid=2, head_dim=16)
+CONVNEXT = ConvNextConfig(depths=(1, 1, 1, 1), dims=(4, 4, 8, 8), embed_dim=16)
+
+
+def tiny_experiment(**changes):
+    return ClipExperiment(
+        **{
+            "backbone": RESNET,
+            "text": TextConfig(width=16, num_heads=2, num_layers=1, context_length=48, embed_dim=16, activation="gelu"),
+            "pixel_decoder": PixelDecoderConfig(dim=32, mask_dim=32, num_layers=1, num_heads=2, ffn_dim=32),
+            "query_decoder": QueryDecoderConfig(
+                num_queries=4, num_layers=1, dim=32, mask_dim=32, num_heads=2, ffn_dim=32
+            ),
+            "data": CaptionedDataConfig(size=64, batch_size=8),
+            "image_size": 64,
+            "optimizer": ClipOptimizerConfig(num_steps=6, warmup_steps=2),
+            "evaluation": ZeroShotConfig(count=4),
+            "loop": LoopConfig(log_every=1),
+            **changes,
+        }
+    )
+
+
+def one_device_task(experiment):
+    """Compile for one device: quicker than for the tests' eight."""
+    return ClipTask(experiment, jax.devices()[:1])
+
+
+# --- the loss
+
+
+def plain_loss(visual, text, scale, names, valid):
+    """Compute the loss pair by pair."""
+    unit = [[v / np.linalg.norm(v) for v in side] for side in (visual, text)]
+    places = [i for i in range(len(names)) if valid[i]]
+    total = 0.0
+    for ours, theirs in (unit, unit[::-1]):
+        for i in places:
+            exponents = {j: np.exp(scale * float(ours[i] @ theirs[j])) for j in places}
+            right = [j for j in places if names[j] == names[i]]
+            total -= np.mean([np.log(exponents[j] / sum(exponents.values())) for j in right])
+    return total / (2 * len(places))
+
+
+@pytest.mark.parametrize("names", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 0]])
+def test_loss_equals_the_plain_sum(names):
+    rng = np.random.default_rng(1)
+    visual, text = rng.normal(size=(2, 5, 7)).astype(np.float32)
+    valid = np.array([True, True, True, False, True])
+    loss, _ = contrastive_loss(
+        jnp.asarray(visual), jnp.asarray(text), jnp.float32(5), jnp.asarray(names), jnp.asarray(valid)
+    )
+    assert float(loss) == pytest.approx(plain_loss(visual, text, 5.0, names, valid), rel=1e-5)
+
+
+def test_duplicates_are_right_answers_for_each_other():
+    visual = jnp.eye(3)[jnp.array([0, 0, 1])]
+    scale, valid = jnp.float32(50), jnp.ones(3, bool)
+    same, accuracy = contrastive_loss(visual, visual, scale, jnp.array([7, 7, 8]), valid)
+    other, _ = contrastive_loss(visual, visual, scale, jnp.array([7, 9, 8]), valid)
+    # Two right answers share the probability, so log 2 is the least that is possible; no text is better than another.
+    assert float(same) == pytest.approx(np.log(2) * 2 / 3, rel=1e-4)
+    assert float(accuracy) == 1
+    gradient = jax.grad(lambda v: contrastive_loss(v, visual, scale, jnp.array([7, 7, 8]), valid)[0])(visual)
+    assert np.abs(np.asarray(gradient)).max() < 1e-5
+    assert float(other) == pytest.approx(float(same), rel=1e-4)  # cannot do better, whatever they are called
+
+
+def test_places_without_a_pair_change_nothing():
+    rng = np.random.default_rng(2)
+    visual, text = jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32)
+    names, valid = jnp.array([1, 2, 3, 3]), jnp.array([True, True, True, False])
+
+    def loss(visual, text):
+        return contrastive_loss(visual, text, jnp.float32(10), names, valid)[0]
+
+    gradient = jax.grad(loss)(visual, text)
+    assert float(loss(visual, text)) == float(loss(visual.at[3].set(0), text.at[3].set(9)))
+    assert np.all(np.asarray(gradient[3]) == 0)
+    # Nothing valid at all is 0, not NaN.
+    nothing, _ = contrastive_loss(visual, text, jnp.float32(10), names, jnp.zeros(4, bool))
+    assert float(nothing) == 0
+
+
+def test_box_masks_are_the_cells_inside_and_never_empty():
+    boxes = jnp.array([[[0.25, 0.5, 0.75, 1.0], [0.3, 0.3, 0.31, 0.31], [0.0, 0.0, 0.0, 0.0]]])
+    masks = np.asarray(box_masks(boxes, (4, 4)))[0]
+    expected = np.zeros((4, 4), bool)
+    expected[2:4, 1:3] = True
+    np.testing.assert_array_equal(masks[0], expected)
+    assert np.argwhere(masks[1]).tolist() == [[1, 1]]
+    assert masks[2].sum() == 1
+    half = np.asarray(shrink_boxes(boxes, jnp.full((1, 3), 0.5)))[0, 0]
+    np.testing.assert_allclose(half, [0.375, 0.625, 0.625, 0.875])
+
+
+# --- the step
+
+
+@pytest.fixture(scope="module")
+def task():
+    return one_device_task(tiny_experiment())
+
+
+def first_inputs(task, experiment):
+    with CaptionedIterator(experiment.data) as data:
+        return task.put(next(data))
+
+
+@pytest.mark.parametrize("backbone", [RESNET, CONVNEXT], ids=["resnet", "convnext"])
+def test_all_parameters_learn_and_statistics_do_not(backbone):
+    experiment = tiny_experiment(backbone=backbone)
+    task = one_device_task(experiment)
+    batch = first_inputs(task, experiment)
+    model = ClipVis(ClipVisConfig(backbone, dataclasses.replace(experiment.text, vocab_size=674)))
+    params = jax.device_get(task.init_state().params)
+    gradients = jax.grad(lambda params: clip_loss(model, params, batch, ClipLossConfig(), jax.random.key(0))[0])(params)
+    names = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), float(np.abs(leaf).max()))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)
+    ]
+    for name, size in names:
+        if name.endswith(("/mean", "/var")):
+            assert size == 0, name
+        # Zero-initialised ends of residual blocks keep gradients from what is before them, in the first step only;
+        # the keys' bias moves all scores of a softmax alike.
+        elif backbone is CONVNEXT and not name.endswith("key/bias"):
+            assert size > 0, name
+    assert dict(names)["logit_scale"] > 0
+
+
+def test_batch_norms_normalise_by_the_batch_and_remember_it():
+    norm = FrozenBatchNorm()
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, size=(4, 5, 5, 2)), jnp.float32)
+    params = norm.init(jax.random.key(0), x)["params"]
+    with batch_statistics():
+        y, seen = norm.apply({"params": params}, x, mutable=[STATISTICS])
+    np.testing.assert_allclose(np.mean(y, axis=(0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.std(y, axis=(0, 1, 2)), 1, rtol=1e-4)
+    updated = update_statistics(params, seen[STATISTICS], 0.75)
+    np.testing.assert_allclose(updated["mean"], np.mean(x, axis=(0, 1, 2)) / 4, rtol=1e-4)
+    np.testing.assert_allclose(updated["var"], 0.75 + np.var(x, axis=(0, 1, 2)) / 4, rtol=1e-4)
+    np.testing.assert_array_equal(updated["scale"], params["scale"])
+    # With the batch's own statistics stored, the ordinary norm is the same function.
+    stored = update_statistics(params, seen[STATISTICS], 0.0)
+    np.testing.assert_allclose(norm.apply({"params": stored}, x), y, atol=1e-5)
+
+
+def test_a_few_steps_lower_the_loss_on_the_same_images(tmp_path):
+    data = CaptionedDataConfig(size=64, batch_size=8, num_images=8)
+    optimizer = ClipOptimizerConfig(num_steps=40, warmup_steps=4, learning_rate=5e-3)
+    experiment = tiny_experiment(data=data, optimizer=optimizer)
+    task = one_device_task(experiment)
+    assert train(task, experiment.loop, tmp_path, show_progress=False)
+    losses = [record["loss/total"] for record in read_log(tmp_path) if "loss/total" in record]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+@pytest.mark.slow
+def test_devices_change_nothing():
+    """Negatives and the statistics of batch norms come from the whole batch, however it is spread."""
+    experiment = tiny_experiment()
+    results = []
+    for task in (one_device_task(experiment), ClipTask(experiment)):
+        state, metrics = task.step(task.init_state(), first_inputs(task, experiment))
+        results.append(jax.device_get((state.params["trunk"]["stem_norm1"], metrics)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+def test_smaller_images_first():
+    experiment = tiny_experiment(first_size=32, first_share=0.5)
+    task = one_device_task(experiment)
+    with CaptionedIterator(experiment.data) as data:
+        sizes = [task.put(next(data)).images_u8.shape[1:3] for _ in range(4)]
+    assert sizes == [(32, 32)] * 3 + [(64, 64)]
+
+
+def test_resuming_is_exact_and_the_folder_is_a_model(tmp_path):
+    experiment = tiny_experiment()
+    assert train(one_device_task(experiment), experiment.loop, tmp_path / "whole", show_progress=False)
+    stopping = dataclasses.replace(experiment.loop, stop_after=3)
+    assert not train(one_device_task(experiment), stopping, tmp_path / "parts", show_progress=False)
+    assert train(one_device_task(experiment), experiment.loop, tmp_path / "parts", show_progress=False)
+    whole, parts = (load_model(tmp_path / name / "model") for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole.clip_vars, parts.clip_vars)
+    segmenter = clipvis_jax.load(tmp_path / "whole" / "model")
+    assert segmenter.model.config.text.vocab_size == whole.tokenizer.vocab_size
+    classifier = encode_vocabulary(
+        ["striped teal star", "plain red circle"],
+        tokenizer=whole.tokenizer,
+        encode_tokens=lambda tokens: segmenter.model.encode_text(segmenter.clip_vars, tokens),
+        weights_hash="",
+    )
+    assert np.linalg.norm(classifier.embeddings[:2], axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_evaluation_and_picture(task, tmp_path):
+    state = task.init_state()
+    scores = task.evaluate(state, tmp_path)
+    assert next(iter(scores)) == "masks/all"
+    assert {f"{kind}/{part}" for kind in ("masks", "crops") for part in ("base", "novel", "unseen")} < set(scores)
+    assert all(0 <= value <= 1 for value in scores.values())
+    assert task.picture(state, first_inputs(task, tiny_experiment())).shape == (64, 128, 3)
+
+
+def coloured_frame(index):
+    """Draw a red and a blue square on green, in places of their own in every frame, and a third too small to see."""
+    image = np.full((64, 64, 3), (0, 200, 0), np.uint8)
+    masks = []
+    for colour, place in (((250, 0, 0), index), ((0, 0, 250), index + 2), ((250, 0, 0), None)):
+        rows, columns = (slice(0, 2), slice(0, 2)) if place is None else _quarter(place % 4)
+        mask = np.zeros((64, 64), bool)
+        mask[rows, columns] = True
+        image[mask] = colour
+        masks.append(mask)
+    return image, masks
+
+
+def _quarter(number):
+    top, left = 32 * (number // 2), 32 * (number % 2)
+    return slice(top, top + 32), slice(left, left + 32)
+
+
+class ColourModel(ClipVis):
+    """Its dense feature is the picture itself at stride 32, so that only what lies under a mask names it."""
+
+    def extract_features(self, clip_vars, images_u8, valid_size):
+        del clip_vars, valid_size
+        batch, height, width, _ = images_u8.shape
+        res5 = images_u8.astype(jnp.float32).reshape(batch, height // 32, 32, width // 32, 32, 3).mean((2, 4))
+        return types.SimpleNamespace(res5=res5)
+
+    def pool_masks(self, clip_vars, res5, masks):
+        del clip_vars
+        return jnp.einsum("bqhw,bhwc->bqc", masks.astype(jnp.float32), res5)
+
+    def name_embeddings(self, clip_vars, visual, classifier):
+        del clip_vars
+        return visual @ classifier.embeddings.T
+
+
+def test_zero_shot_accuracy_looks_under_the_true_masks():
+    records, frames = [], {}
+    for number in range(3):
+        image, masks = coloured_frame(number)
+        instances = tuple(
+            Instance(1 + i, 7 if i % 2 == 0 else 9, False, (encode_counts(mask),)) for i, mask in enumerate(masks)
+        )
+        records.append(VideoRecord(number, 64, 64, ("0.png",), instances))
+        frames[number, 0] = encode_png(image)
+    dataset = MemoryDataset(records, frames, [Category(7, "red"), Category(9, "blue")])
+    red, blue = np.eye(3, dtype=np.float32)[[0, 2]]
+
+    def scores(first, second):
+        classifier = TextClassifier(
+            jnp.asarray(np.stack([first, second])), jnp.arange(2, dtype=jnp.int32), jnp.int32(2)
+        )
+        groups = {"reds": {7}, "blues": {9}}
+        return zero_shot_accuracy(ColourModel(ClipVisConfig()), {}, classifier, dataset, groups, count=3, image_size=64)
+
+    right, wrong = scores(red, blue), scores(blue, red)
+    assert right["masks/empty"] == pytest.approx(1 / 3)
+    # Of six reds three have no pixel at stride 32.
+    assert (right["masks/reds"], right["masks/blues"], right["masks/all"]) == pytest.approx((0.5, 1, 2 / 3))
+    assert right["crops/blues"] == 1
+    assert (wrong["masks/reds"], wrong["masks/blues"], wrong["masks/all"]) == (0, 0, 0)
+
+
+# --- data
+
+
+def test_stream_depends_on_the_settings_alone():
+    config = CaptionedDataConfig(size=64, batch_size=4)
+    with CaptionedIterator(config) as data:
+        first, second = next(data), next(data)
+        state = data.get_state()
+        third = next(data)
+    with CaptionedIterator(config) as data:
+        data.set_state(state)
+        again = next(data)
+    np.testing.assert_array_equal(again.images, third.images)
+    assert again.captions == third.captions
+    assert not np.array_equal(first.images, second.images)
+    shares = []
+    for index in range(2):
+        with CaptionedIterator(config, process_index=index, process_count=2) as data:
+            shares.append(next(data).images)
+    np.testing.assert_array_equal(np.concatenate(shares), first.images)
+    with (
+        pytest.raises(InputError, match="batch_size"),
+        CaptionedIterator(dataclasses.replace(config, batch_size=8)) as data,
+    ):
+        data.set_state(state)
+
+
+@pytest.mark.slow
+def test_workers_draw_the_same():
+    config = CaptionedDataConfig(size=64, batch_size=2)
+    with CaptionedIterator(config) as alone, CaptionedIterator(dataclasses.replace(config, num_workers=2)) as helped:
+        helped.set_state(alone.get_state())
+        for _ in range(3):
+            ours, theirs = next(alone), next(helped)
+            np.testing.assert_array_equal(ours.images, theirs.images)
+            assert ours.captions == theirs.captions
+
+
+def test_images_come_again_with_other_sentences():
+    config = CaptionedDataConfig(size=64, batch_size=4, num_images=4)
+    with CaptionedIterator(config) as data:
+        first, again = next(data), next(data)
+    np.testing.assert_array_equal(first.images, again.images)
+    assert first.captions != again.captions
+    assert first.region_names == again.region_names
+
+
+def test_regions_get_numbers_by_their_names():
+    experiment = tiny_experiment(data=CaptionedDataConfig(size=64, batch_size=16))
+    with CaptionedIterator(experiment.data) as data:
+        batch = next(data)
+    inputs = tokenize(batch, shapes_tokenizer(48))
+    names = np.array(batch.region_names)
+    np.testing.assert_array_equal(inputs.valid, names != "")
+    same = names.ravel()[:, None] == names.ravel()[None, :]
+    numbers = inputs.region_names.ravel()
+    np.testing.assert_array_equal(numbers[:, None] == numbers[None, :], same)
+    # No sentence is cut: each ends with the end token, which is the largest.
+    assert np.all(inputs.region_tokens.max(axis=2) == 673)
+    assert np.all(inputs.caption_tokens.max(axis=1) == 673)
+
+
+# --- the tokenizer
+
+
+def test_every_word_is_one_token(tmp_path):
+    tokenizer = shapes_tokenizer(48)
+    words = [*caption_words(), *(word for name in class_names() for word in name.split())]
+    tokens = tokenizer(words)
+    assert np.all(np.argmax(tokens, axis=1) == 2)  # begin, word, end
+    assert len(np.unique(tokens[:, 1])) == len(set(words))
+    for template in PROMPT_TEMPLATES:
+        assert not tokenizer.unknown_words(template.format("striped teal star"))
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.identity == tokenizer.identity
+    assert loaded.known_words == tokenizer.known_words
+    np.testing.assert_array_equal(loaded(words), tokens)
+
+
+def test_unknown_words_are_named():
+    tokenizer = shapes_tokenizer(48)
+    assert tokenizer.unknown_words("a Striped zebra's STAR, 2") == ["zebra", "2"]
+    tokenizer(["a zebra"])  # can be written all the same
+
+    def encode(names):
+        encode_vocabulary(
+            names, tokenizer=tokenizer, encode_tokens=lambda tokens: jnp.ones((len(tokens), 4)), weights_hash=""
+        )
+
+    with pytest.warns(UserWarning, match="'zebra', 'horse'"):
+        encode(["striped zebra", "plain red circle", "plain horse"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode(["plain red circle"])
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"image_size": 100}, "image-size"),
+        ({"first_share": 1.5}, "first-share"),
+        ({"seed": -1}, "seed"),
+        ({"text": TextConfig(embed_dim=8)}, "embed-dim"),
+    ],
+)
+def test_settings_that_cannot_be(changes, match):
+    with pytest.raises(InputError, match=match):
+        tiny_experiment(**changes)
+
+
+def test_other_settings_that_cannot_be():
+    with pytest.raises(InputError, match="for training"):
+        ZeroShotConfig(split="captions")
+    with pytest.raises(InputError, match="seeds"):
+        CaptionedDataConfig(num_images=90_000_001)
+    with pytest.raises(InputError, match="batch_size"):
+        CaptionedDataConfig(batch_size=0)
+    with pytest.raises(InputError, match="smallest_box"):
+        ClipLossConfig(smallest_box=0.0)
+    with pytest.raises(InputError, match="warmup_steps"):
+        ClipOptimizerConfig(num_steps=5, warmup_steps=5)
+
+
+def test_pretraining_takes_no_model(tmp_path):
+    with pytest.raises(InputError, match="random weights"):
+        open_task(tiny_experiment(), TrainOptions(workdir=tmp_path, clip=tmp_path))
