@@ -277,7 +277,7 @@ def _fit_folder(folder: ModelFolder, path: Path, experiment: ClipVisExperiment, 
     )
     if not init_decoders and config != folder.config:
         raise InputError(
-            f"{path}: its decoders ({folder.config.query_decoder}, {folder.config.pixel_decoder}) have other sizes than "
-            f"those of the configuration ({config.query_decoder}, {config.pixel_decoder})"
+            f"{path}: its decoders ({folder.config.query_decoder}, {folder.config.pixel_decoder}) have other sizes "
+            f"than those of the configuration ({config.query_decoder}, {config.pixel_decoder})"
         )
     return dataclasses.replace(folder, config=config)

@@ -167,8 +167,9 @@ def backbone_name(backbone: ResNetConfig | ConvNextConfig) -> str | None:
 def describe(config: ClipVisConfig) -> str:
     """Say in one line what a model is."""
     text, decoder = config.text, config.query_decoder
+    name = backbone_name(config.backbone) or "CLIP of an unpublished size"
     return (
-        f"{backbone_name(config.backbone) or 'CLIP of an unpublished size'}; text encoder with {text.num_layers} layers of width "
+        f"{name}; text encoder with {text.num_layers} layers of width "
         f"{text.width} and {text.num_heads} heads, {text.activation}; {config.pixel_decoder.num_layers} pixel decoder "
         f"layers, {decoder.num_layers} query decoder layers, {decoder.num_queries} queries"
     )

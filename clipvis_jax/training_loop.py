@@ -192,7 +192,7 @@ def train(
         is_stopped = False
         with (
             TrainingLog(workdir, first_step=first_step, enabled=is_first) as log,
-            closing(prefetch(_batches(task, data), 1)) as batches,
+            closing(prefetch(_batches(data), 1)) as batches,
             _StopSignal() as stop,
             tqdm(
                 total=task.num_steps,
@@ -205,7 +205,8 @@ def train(
             reporter = _Reporter(task, config, log, bar, checkpoints)
             for step in range(first_step + 1, last_step + 1):
                 with reporter.timed("data"):
-                    batch, data_state = next(batches)
+                    host_batch, data_state = next(batches)
+                    batch = task.put(host_batch)
                 with reporter.timed("step"):
                     state, metrics = task.step(state, batch)
                 # The numbers of the step before are read while the device computes this one.
@@ -256,11 +257,11 @@ def _begin(task: Task, checkpoints: TrainingCheckpoints, data: Data, resume_from
     return restored.state, restored.step
 
 
-def _batches(task: Task, data: Data) -> Generator[tuple[Any, dict[str, Any]], None, None]:
-    """Put batches on the devices; with each comes the place in the data after it."""
+def _batches(data: Data) -> Generator[tuple[Any, dict[str, Any]], None, None]:
+    """Go through the batches; with each comes the place in the data after it."""
     while True:
         batch = next(data)
-        yield task.put(batch), data.get_state()
+        yield batch, data.get_state()
 
 
 class _Reporter:

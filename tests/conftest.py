@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu" if os.environ.get("CLIPVIS_TEST_PLATFORM") is None else "")
+# Threads of XLA. By default as many as cores, all of which virtual devices that wait for each other may take up.
+os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 from jaxtyping import install_import_hook

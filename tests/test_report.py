@@ -326,9 +326,7 @@ def test_find_index():
 
 def test_published_rows():
     assert [(row.backbone, row.ap) for row in published_rows("ovis_val", "RN50")] == [("RN50", 14.1), ("RN50", 15.8)]
-    assert (
-        len(published_rows("lvvis_val")) == len(published_rows("lvvis_test")) == len(published_rows("ytvis21")) == 4
-    )
+    assert len(published_rows("lvvis_val")) == len(published_rows("lvvis_test")) == len(published_rows("ytvis21")) == 4
     assert published_rows("lvvis") == published_rows("mine") == []
     assert [row.ap_novel for row in PUBLISHED if row.ap_novel] == [40.2]
 

@@ -79,7 +79,7 @@ def start(cache, config, *options, devices=1):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "CLIPVIS_CACHE": str(cache)}
     # XLA explains at length how it divides arrays.
-    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NPROC": "32"}  # for NPROC see conftest.py
     command = [sys.executable, TRAIN, config, *options]
     return subprocess.Popen(
         list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

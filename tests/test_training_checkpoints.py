@@ -119,7 +119,7 @@ def test_damaged_values_fall_back_and_say_so(tmp_path):
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     with TrainingCheckpoints(tmp_path) as checkpoints:
-        with pytest.warns(UserWarning,match=r"/2: damaged, passed over"):
+        with pytest.warns(UserWarning, match=r"/2: damaged, passed over"):
             restored = checkpoints.restore(abstract(make_state(0)))
         assert restored.step == 1
         assert checkpoints.steps == [1]

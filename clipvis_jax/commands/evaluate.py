@@ -92,9 +92,9 @@ class Evaluate:
         """
         if (self.model is None) == (self.metrics_only is None):
             raise InputError("give either --model, to run it, or --metrics-only, to score a results file")
-        for name, value in {"limit": self.limit, "top-k": self.top_k}.items():
+        for option, value in {"limit": self.limit, "top-k": self.top_k}.items():
             if value is not None and value < 1:
-                raise InputError(f"--{name} {value}: must be 1 or more")
+                raise InputError(f"--{option} {value}: must be 1 or more")
         if self.overlays < 0:
             raise InputError(f"--overlays {self.overlays}: must be 0 or more")
         with stopping_at_once():
