@@ -214,9 +214,10 @@ def test_smaller_images_first():
 
 def test_resuming_is_exact_and_the_folder_is_a_model(tmp_path):
     experiment = tiny_experiment()
-    assert train(one_device_task(experiment), experiment.loop, tmp_path / "whole", show_progress=False)
+    task = one_device_task(experiment)
+    assert train(task, experiment.loop, tmp_path / "whole", show_progress=False)
     stopping = dataclasses.replace(experiment.loop, stop_after=3)
-    assert not train(one_device_task(experiment), stopping, tmp_path / "parts", show_progress=False)
+    assert not train(task, stopping, tmp_path / "parts", show_progress=False)
     assert train(one_device_task(experiment), experiment.loop, tmp_path / "parts", show_progress=False)
     whole, parts = (load_model(tmp_path / name / "model") for name in ("whole", "parts"))
     jax.tree.map(np.testing.assert_array_equal, whole.clip_vars, parts.clip_vars)
