@@ -2,7 +2,7 @@
 
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
-Cost: 4,000 steps of 32 images, about 100 regions each; an hour on 2 CPU cores, worked out from the time of single steps.
+Cost: 4,000 steps of 32 images, about 100 regions each; an hour on 2 CPU cores, worked out from single steps.
 Reached: not known yet; docs/log.md has shorter runs.
 """
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 
 USAGE = """usage: train.py CONFIG --workdir DIR (--clip DIR | --init-from DIR) [--data-root DIR] [OPTIONS]
+       train.py configs/shapes_clip.py --workdir DIR [OPTIONS]     (pretrains a CLIP, from random weights)
 
 CONFIG is a file such as configs/lvis_r50.py; 'train.py CONFIG --help' lists the options, with every setting of the
 configuration among them."""
