@@ -80,7 +80,7 @@ def load_video(path: Path) -> CachedVideo:
         InputError: The file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return CachedVideo(**{field.name: arrays[field.name] for field in dataclasses.fields(CachedVideo)})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged ({error}); delete it and run the same command again") from error
