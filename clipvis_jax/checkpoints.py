@@ -227,22 +227,12 @@ def _save_variables(path: Path, variables: Variables) -> None:
         # In a thread of its own, and the end of the block waits for it: Ctrl-C, which comes to the main thread alone,
         # would leave orbax's threads writing into a folder that is being removed.
         with ThreadPoolExecutor(1) as executor:
-            executor.submit(_save_alone, path, variables).result()
+            executor.submit(ocp.save, path, variables).result()
     except ValueError as error:
         # This is how tensorstore reports the system's errors.
         if match := re.search(r"os_error_code='(\d+)'", str(error)):
             raise OSError(int(match[1]), os.strerror(int(match[1]))) from error
         raise
-
-
-def _save_alone(path: Path, variables: Variables) -> None:
-    """Write arrays by orbax, which would otherwise wait for all processes of a training; only one comes here."""
-    this = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(
-        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process_{this}"
-    )
-    with ocp.Context(multiprocessing_options=options):
-        ocp.save(path, variables)
 
 
 def _first_line(error: Exception) -> str:

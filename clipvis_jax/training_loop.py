@@ -230,7 +230,8 @@ def train(
             reporter.settle()
         checkpoints.wait()
         is_complete = last_step == task.num_steps and not is_stopped
-        if is_complete:
+        if is_complete and jax.process_count() == 1:
+            # Several processes cannot: writing a model folder by one of them would wait for the others for ever.
             task.export(state, workdir / "model", source or {})
         wait_for_all("trained")
     return is_complete

@@ -86,7 +86,11 @@ class Train:
             resume_from=options.resume,
             source={"trained_by": f"clipvis_jax {__version__}", "device": device(), **description},
         )
-        if is_complete:
+        if is_complete and options.distributed != DistributedConfig():
+            print(
+                f"trained {task.num_steps} steps; the same command without --distributed writes {options.workdir / 'model'}"
+            )
+        elif is_complete:
             print(f"trained {task.num_steps} steps; wrote {options.workdir / 'model'}")
         else:
             print("stopped; the same command goes on from here")
