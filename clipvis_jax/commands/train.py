@@ -87,9 +87,8 @@ class Train:
             source={"trained_by": f"clipvis_jax {__version__}", "device": device(), **description},
         )
         if is_complete and options.distributed != DistributedConfig():
-            print(
-                f"trained {task.num_steps} steps; the same command without --distributed writes {options.workdir / 'model'}"
-            )
+            model = options.workdir / "model"
+            print(f"trained {task.num_steps} steps; the same command without --distributed writes {model}")
         elif is_complete:
             print(f"trained {task.num_steps} steps; wrote {options.workdir / 'model'}")
         else:
