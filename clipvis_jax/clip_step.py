@@ -218,13 +218,15 @@ def clip_loss(
     def flat(x: Array) -> Array:
         return x.reshape(-1, *x.shape[2:])
 
-    region_loss, region_accuracy = contrastive_loss(
-        flat(visual[:, 1:]),
-        model.encode_text(clip_vars, flat(batch.region_tokens)),
-        scale,
-        flat(batch.region_names),
-        flat(batch.valid),
-    )
+    region_loss = region_accuracy = jnp.zeros(())
+    if batch.boxes.shape[1]:
+        region_loss, region_accuracy = contrastive_loss(
+            flat(visual[:, 1:]),
+            model.encode_text(clip_vars, flat(batch.region_tokens)),
+            scale,
+            flat(batch.region_names),
+            flat(batch.valid),
+        )
     total = losses.image_weight * image_loss + losses.region_weight * region_loss
     metrics = ClipMetrics(
         total_loss=total,

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ from clipvis_jax.clip_step import (
     make_clip_step,
 )
 from clipvis_jax.contrastive import box_masks, upscale
-from clipvis_jax.data.captioned import CaptionedBatch, CaptionedDataConfig, CaptionedIterator
+from clipvis_jax.data.captioned import CaptionedBatch, CaptionedDataConfig, CaptionedIterator, cut_objects
 from clipvis_jax.data.shapes.captions import caption_words
 from clipvis_jax.data.shapes.classes import PARTITIONS, class_names, classes_of
 from clipvis_jax.data.shapes.dataset import ShapesDataset
@@ -65,6 +67,28 @@ class ZeroShotConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of the training.
+
+    Attributes:
+        size: Height and width of the network's input.
+        share: Its share of all steps, 0..1.
+        single_objects: Show single objects, cut out of the images, each with a sentence of its own, instead of whole
+            images with their regions. Outlines are learned many times faster from these.
+    """
+
+    size: int
+    share: float = 1.0
+    single_objects: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < STRIDE or self.size % STRIDE:
+            raise InputError(f"stages: size {self.size}: give a multiple of {STRIDE}")
+        if not 0 < self.share <= 1:
+            raise InputError(f"stages: share {self.share}: give a share above 0, at most 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class ClipExperiment:
     """A pretraining of CLIP on the Shapes world.
 
@@ -74,9 +98,7 @@ class ClipExperiment:
         pixel_decoder: Sizes of the pixel decoder that the model folder gets, with random weights.
         query_decoder: Likewise of the query decoder.
         data: What batches are made of.
-        image_size: Height and width of the network's input.
-        first_size: Height and width at the beginning of the training, where smaller ones save time.
-        first_share: Share of the steps that are done at ``first_size``, 0..1.
+        stages: The parts of the training, one after the other; CLIP is evaluated at the last one's size.
         losses: What is minimised.
         norm_momentum: Share of what batch norms keep of their statistics in a step (ResNets).
         optimizer: How parameters are changed, and for how many steps.
@@ -90,9 +112,7 @@ class ClipExperiment:
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     query_decoder: QueryDecoderConfig = QueryDecoderConfig()
     data: CaptionedDataConfig = CaptionedDataConfig()
-    image_size: int = 320
-    first_size: int = 192
-    first_share: float = 0.0
+    stages: tuple[Stage, ...] = (Stage(320),)
     losses: ClipLossConfig = ClipLossConfig()
     norm_momentum: float = 0.95
     optimizer: ClipOptimizerConfig = ClipOptimizerConfig()
@@ -101,11 +121,8 @@ class ClipExperiment:
     loop: LoopConfig = LoopConfig()
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "first_size"):
-            if (size := getattr(self, name)) < STRIDE or size % STRIDE:
-                raise InputError(f"--{name.replace('_', '-')} {size}: give a multiple of {STRIDE}")
-        if not 0 <= self.first_share <= 1:
-            raise InputError(f"--first-share {self.first_share}: give a share from 0 to 1")
+        if not math.isclose(total := sum(stage.share for stage in self.stages), 1):
+            raise InputError(f"stages: their shares of the steps add up to {total}; make it 1")
         if not 0 <= self.norm_momentum < 1:
             raise InputError(f"--norm-momentum {self.norm_momentum}: give at least 0 and less than 1")
         if not 0 <= self.seed < 2**32:
@@ -115,9 +132,15 @@ class ClipExperiment:
                 f"--text.embed-dim {self.text.embed_dim}: must be that of the backbone, {self.backbone.embed_dim}"
             )
 
-    def size_at(self, step: int) -> int:
-        """Return the height and width of the images of a step; steps count from 0."""
-        return self.first_size if step < self.first_share * self.optimizer.num_steps else self.image_size
+    @property
+    def image_size(self) -> int:
+        """Height and width of the last stage's images."""
+        return self.stages[-1].size
+
+    def stage_at(self, step: int) -> Stage:
+        """Return the stage that a step belongs to; steps count from 0."""
+        ends = itertools.accumulate(stage.share * self.optimizer.num_steps for stage in self.stages)
+        return next((stage for stage, end in zip(self.stages, ends, strict=True) if step < end), self.stages[-1])
 
 
 def shapes_tokenizer(context_length: int) -> ClipTokenizer:
@@ -177,9 +200,12 @@ class ClipTask:
 
     def put(self, batch: CaptionedBatch) -> CaptionedInputs:
         """Turn words into tokens, and put a batch on the devices."""
+        stage = self._experiment.stage_at(batch.number)
+        if stage.single_objects:
+            rng = np.random.default_rng((self._experiment.seed, batch.number, jax.process_index()))
+            batch = cut_objects(batch, len(batch.images) * self._experiment.data.cut_outs, stage.size, rng)
         inputs = put_batch(tokenize(batch, self._tokenizer), self._mesh)
-        size = self._experiment.size_at(batch.number)
-        return inputs.replace(images_u8=self._upscale(inputs.images_u8, (size, size)))
+        return inputs.replace(images_u8=self._upscale(inputs.images_u8, (stage.size, stage.size)))
 
     def step(self, state: TrainState, batch: CaptionedInputs) -> tuple[TrainState, ClipMetrics]:
         """Do a step."""
@@ -280,17 +306,20 @@ def _name_regions(
 def tokenize(batch: CaptionedBatch, tokenizer: ClipTokenizer) -> CaptionedInputs:
     """Turn the sentences of a batch into tokens, and names into numbers."""
     shape = batch.boxes.shape[:2]
-    regions = tokenizer([caption for captions in batch.region_captions for caption in captions])
     length = min(_REGION_TOKENS, tokenizer.context_length)
+    captions = tokenizer(batch.captions)
+    regions = tokenizer([caption for captions in batch.region_captions for caption in captions])
+    if not shape[1]:
+        captions = captions[:, :length]  # sentences about single objects
     names = _numbers([name for names in batch.region_names for name in names]).reshape(shape)
     arrays: dict[str, Any] = {
         "images_u8": batch.images,
-        "caption_tokens": tokenizer(batch.captions),
-        "caption_names": _numbers(batch.captions),
+        "caption_tokens": captions,
+        "caption_names": _numbers(batch.names),
         "boxes": batch.boxes,
         "region_tokens": regions[:, :length].reshape(*shape, length),
         "region_names": names,
-        "valid": np.array([[bool(name) for name in row] for row in batch.region_names]),
+        "valid": np.array([[bool(name) for name in row] for row in batch.region_names], bool).reshape(shape),
     }
     return CaptionedInputs(**arrays)
 

@@ -2,12 +2,12 @@
 
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
-Cost: 4,000 steps of 32 images, about 100 regions each; an hour on 2 CPU cores, worked out from single steps.
+Cost: 3,200 steps of 32 images, about 100 regions each.
 Reached: not known yet; docs/log.md has shorter runs.
 """
 
 from clipvis_jax.clip_step import ClipOptimizerConfig
-from clipvis_jax.clip_training import ClipExperiment
+from clipvis_jax.clip_training import ClipExperiment, Stage
 from clipvis_jax.models.clip_resnet import ResNetConfig
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
@@ -19,11 +19,13 @@ config = ClipExperiment(
     text=TextConfig(width=128, num_heads=4, num_layers=2, context_length=48, embed_dim=128, activation="gelu"),
     pixel_decoder=PixelDecoderConfig(dim=128, mask_dim=128, num_layers=3, ffn_dim=256),
     query_decoder=QueryDecoderConfig(num_queries=30, num_layers=3, dim=128, mask_dim=128, ffn_dim=256),
-    # Frames of 160 pixels, at twice their size: at stride 32 the smallest objects still cover some pixels.
-    image_size=320,
-    # Much is learned from smaller images at two fifths of the cost.
-    first_size=192,
-    first_share=0.65,
-    optimizer=ClipOptimizerConfig(learning_rate=2e-3, num_steps=4000, warmup_steps=100),
+    stages=(
+        # From whole images at once, outlines are not learned at all in this time.
+        Stage(64, share=0.55, single_objects=True),
+        Stage(96, share=0.2, single_objects=True),
+        # Frames of 160 pixels, at twice their size: at stride 32 the smallest objects still cover some pixels.
+        Stage(320, share=0.25),
+    ),
+    optimizer=ClipOptimizerConfig(learning_rate=1e-3, num_steps=3200, warmup_steps=100),
     loop=LoopConfig(log_every=20, checkpoint_every=500, evaluate_every=500),
 )

@@ -14,10 +14,16 @@ import clipvis_jax
 from clipvis_jax.batch_norm import STATISTICS, batch_statistics, update_statistics
 from clipvis_jax.checkpoints import load_model
 from clipvis_jax.clip_step import ClipLossConfig, ClipOptimizerConfig, clip_loss
-from clipvis_jax.clip_training import ClipExperiment, ClipTask, ZeroShotConfig, shapes_tokenizer, tokenize
+from clipvis_jax.clip_training import ClipExperiment, ClipTask, Stage, ZeroShotConfig, shapes_tokenizer, tokenize
 from clipvis_jax.commands.train import TrainOptions, open_task
 from clipvis_jax.contrastive import box_masks, contrastive_loss, shrink_boxes
-from clipvis_jax.data.captioned import CaptionedDataConfig, CaptionedIterator
+from clipvis_jax.data.captioned import (
+    CaptionedBatch,
+    CaptionedDataConfig,
+    CaptionedIterator,
+    cut_objects,
+    draw_batch,
+)
 from clipvis_jax.data.records import Category, Instance, VideoRecord
 from clipvis_jax.data.shapes.captions import caption_words
 from clipvis_jax.data.shapes.classes import class_names
@@ -49,7 +55,7 @@ def tiny_experiment(**changes):
                 num_queries=4, num_layers=1, dim=32, mask_dim=32, num_heads=2, ffn_dim=32
             ),
             "data": CaptionedDataConfig(size=64, batch_size=8),
-            "image_size": 64,
+            "stages": (Stage(64),),
             "optimizer": ClipOptimizerConfig(num_steps=6, warmup_steps=2),
             "evaluation": ZeroShotConfig(count=4),
             "loop": LoopConfig(log_every=1),
@@ -204,12 +210,47 @@ def test_devices_change_nothing():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
-def test_smaller_images_first():
-    experiment = tiny_experiment(first_size=32, first_share=0.5)
+def test_single_objects_first():
+    stages = (Stage(32, share=0.5, single_objects=True), Stage(64, share=0.5))
+    experiment = tiny_experiment(stages=stages)
     task = one_device_task(experiment)
     with CaptionedIterator(experiment.data) as data:
-        sizes = [task.put(next(data)).images_u8.shape[1:3] for _ in range(4)]
-    assert sizes == [(32, 32)] * 3 + [(64, 64)]
+        shapes = [task.put(next(data)).images_u8.shape[:3] for _ in range(4)]
+    assert shapes == [(24, 32, 32)] * 3 + [(8, 64, 64)]
+
+
+def test_a_step_on_single_objects_learns_from_their_sentences():
+    experiment = tiny_experiment(stages=(Stage(32, single_objects=True),))
+    task = one_device_task(experiment)
+    _, metrics = task.step(task.init_state(), first_inputs(task, experiment))
+    assert np.isfinite(metrics.total_loss)
+    assert metrics.image_loss > 0
+    assert metrics.region_loss == 0
+    assert metrics.gradient_norm > 0
+
+
+def test_cut_outs_show_their_objects():
+    """The middle of each cut-out has the object's colour, and its sentence names the object."""
+    images = np.zeros((2, 40, 40, 3), np.uint8)
+    images[0, 4:12, 20:36] = (200, 0, 0)
+    images[1, 30:40, 0:6] = (0, 0, 200)
+    boxes = np.array([[[0.5, 0.1, 0.9, 0.3], [0, 0, 0, 0]], [[0, 0.75, 0.15, 1.0], [0, 0, 0, 0]]], np.float32)
+    batch = CaptionedBatch(
+        7, images, ["x", "y"], ["x", "y"], boxes, [["red", ""], ["blue", ""]], [["r", ""], ["b", ""]]
+    )
+    cut = cut_objects(batch, 5, 32, np.random.default_rng(0))
+    assert (cut.number, cut.images.shape, cut.boxes.shape) == (7, (5, 32, 32, 3), (5, 0, 4))
+    assert cut.captions == ["red", "blue", "red", "blue", "red"]
+    assert cut.names == ["r", "b", "r", "b", "r"]
+    assert cut.images[:, 16, 16].tolist() == [[200, 0, 0], [0, 0, 200]] * 2 + [[200, 0, 0]]
+    assert not np.array_equal(cut.images[0], cut.images[2])  # margins are drawn anew
+    assert (cut.images[1] == 128).all(axis=-1).any()  # it reaches beyond the image
+
+
+def test_cut_outs_are_the_same_every_time():
+    config = CaptionedDataConfig(size=64, batch_size=2)
+    first, second = (cut_objects(draw_batch(config, 3, 0, 2), 4, 32, np.random.default_rng(5)) for _ in range(2))
+    np.testing.assert_array_equal(first.images, second.images)
 
 
 def test_resuming_is_exact_and_the_folder_is_a_model(tmp_path):
@@ -407,8 +448,7 @@ def test_unknown_words_are_named():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"image_size": 100}, "image-size"),
-        ({"first_share": 1.5}, "first-share"),
+        ({"stages": (Stage(64, share=0.5),)}, "add up to 0.5"),
         ({"seed": -1}, "seed"),
         ({"text": TextConfig(embed_dim=8)}, "embed-dim"),
     ],
@@ -427,6 +467,10 @@ def test_other_settings_that_cannot_be():
         CaptionedDataConfig(batch_size=0)
     with pytest.raises(InputError, match="smallest_box"):
         ClipLossConfig(smallest_box=0.0)
+    with pytest.raises(InputError, match="size 100"):
+        Stage(100)
+    with pytest.raises(InputError, match=r"share 1\.5"):
+        Stage(64, share=1.5)
     with pytest.raises(InputError, match="warmup_steps"):
         ClipOptimizerConfig(num_steps=5, warmup_steps=5)
 
