@@ -3,9 +3,9 @@
 import runpy
 from pathlib import Path
 
-from clipvis_jax.clip_training import ClipExperiment
-from clipvis_jax.clipvis_training import ClipVisExperiment
 from clipvis_jax.errors import InputError
+from clipvis_jax.pretraining.clip_task import ClipExperiment
+from clipvis_jax.training.clipvis_task import ClipVisExperiment
 
 Experiment = ClipVisExperiment | ClipExperiment
 """All kinds of experiments that can be trained."""

@@ -156,7 +156,7 @@ class LossReport:
 
 @flax.struct.dataclass
 class StepMetrics:
-    """What a training step reports; ``losses`` is not weighted, its last axis is ``losses.LOSSES``.
+    """What a training step reports; ``losses`` is not weighted, its last axis is ``training.losses.LOSSES``.
 
     ``gradient_norm`` is that before clipping.
     """

@@ -7,9 +7,9 @@ Cost: 368,750 steps of 16 images at 1024x1024.
 Published AP: none before the second half, configs/ytvis19_r50.py.
 """
 
-from clipvis_jax.clipvis_training import ClipVisExperiment
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
+from clipvis_jax.training.clipvis_task import ClipVisExperiment
 
 config = ClipVisExperiment(
     query_decoder=QueryDecoderConfig(num_layers=9),

@@ -8,6 +8,6 @@ Published AP, all frames, T = 9, K = 5: LV-VIS val 32.2 (novel classes 40.2), LV
 2019 42.1, YouTube-VIS 2021 37.9, BURST 8.3.
 """
 
-from clipvis_jax.clipvis_training import ClipVisExperiment
+from clipvis_jax.training.clipvis_task import ClipVisExperiment
 
 config = ClipVisExperiment(backbone="convnext_base_w")

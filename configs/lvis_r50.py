@@ -8,7 +8,7 @@ Published AP, all frames, T = 9, K = 5: LV-VIS val 19.5, LV-VIS test 14.6, OVIS 
 YouTube-VIS 2021 30.1, BURST 5.2.
 """
 
-from clipvis_jax.clipvis_training import ClipVisExperiment
+from clipvis_jax.training.clipvis_task import ClipVisExperiment
 
 # The defaults are this experiment.
 config = ClipVisExperiment()

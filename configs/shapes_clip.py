@@ -6,13 +6,13 @@ Cost: 3,200 steps of 32 images, about 100 regions each.
 Reached: not known yet; docs/log.md has shorter runs.
 """
 
-from clipvis_jax.clip_step import ClipOptimizerConfig
-from clipvis_jax.clip_training import ClipExperiment, Stage
 from clipvis_jax.models.clip_resnet import ResNetConfig
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.training_loop import LoopConfig
+from clipvis_jax.pretraining.clip_task import ClipExperiment, Stage
+from clipvis_jax.pretraining.step import ClipOptimizerConfig
+from clipvis_jax.training.loop import LoopConfig
 
 config = ClipExperiment(
     backbone=ResNetConfig(depths=(1, 1, 2, 1), width=16, embed_dim=128, pool_grid=10, head_dim=32),

@@ -9,11 +9,11 @@ Published AP, all frames, T = 9, K = 5: LV-VIS val 15.9, LV-VIS test 12.0, OVIS 
 2019 50.0, YouTube-VIS 2021 44.2, BURST 5.0.
 """
 
-from clipvis_jax.clipvis_training import ClipVisExperiment, EvaluationConfig
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.data.transforms import ShortSideResize
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.optimizer import OptimizerConfig
+from clipvis_jax.training.clipvis_task import ClipVisExperiment, EvaluationConfig
+from clipvis_jax.training.optimizer import OptimizerConfig
 
 config = ClipVisExperiment(
     backbone="convnext_base_w",

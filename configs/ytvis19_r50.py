@@ -8,11 +8,11 @@ Published AP, all frames, T = 9, K = 5: LV-VIS val 9.4, LV-VIS test 6.7, OVIS 15
 YouTube-VIS 2021 35.7, BURST 4.2.
 """
 
-from clipvis_jax.clipvis_training import ClipVisExperiment, EvaluationConfig
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.data.transforms import ShortSideResize
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.optimizer import OptimizerConfig
+from clipvis_jax.training.clipvis_task import ClipVisExperiment, EvaluationConfig
+from clipvis_jax.training.optimizer import OptimizerConfig
 
 config = ClipVisExperiment(
     query_decoder=QueryDecoderConfig(num_layers=9),

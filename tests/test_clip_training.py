@@ -11,12 +11,8 @@ import pytest
 from memory_dataset import MemoryDataset, encode_counts, encode_png
 
 import clipvis_jax
-from clipvis_jax.batch_norm import STATISTICS, batch_statistics, update_statistics
 from clipvis_jax.checkpoints import load_model
-from clipvis_jax.clip_step import ClipLossConfig, ClipOptimizerConfig, clip_loss
-from clipvis_jax.clip_training import ClipExperiment, ClipTask, Stage, ZeroShotConfig, shapes_tokenizer, tokenize
 from clipvis_jax.commands.train import TrainOptions, open_task
-from clipvis_jax.contrastive import box_masks, contrastive_loss, shrink_boxes
 from clipvis_jax.data.captioned import (
     CaptionedBatch,
     CaptionedDataConfig,
@@ -35,11 +31,22 @@ from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.models.text_classifier import TextClassifier
+from clipvis_jax.pretraining.batch_norm import STATISTICS, batch_statistics, update_statistics
+from clipvis_jax.pretraining.clip_task import (
+    ClipExperiment,
+    ClipTask,
+    Stage,
+    ZeroShotConfig,
+    shapes_tokenizer,
+    tokenize,
+)
+from clipvis_jax.pretraining.contrastive import box_masks, contrastive_loss, shrink_boxes
+from clipvis_jax.pretraining.step import ClipLossConfig, ClipOptimizerConfig, clip_loss
+from clipvis_jax.pretraining.zero_shot import zero_shot_accuracy
 from clipvis_jax.text import PROMPT_TEMPLATES, encode_vocabulary
 from clipvis_jax.tokenizer import load_tokenizer
-from clipvis_jax.training_log import read_log
-from clipvis_jax.training_loop import LoopConfig, train
-from clipvis_jax.zero_shot import zero_shot_accuracy
+from clipvis_jax.training.log import read_log
+from clipvis_jax.training.loop import LoopConfig, train
 
 RESNET = ResNetConfig(depths=(1, 1, 1, 1), width=2, embed_dim=16, pool_grid=2, head_dim=16)
 CONVNEXT = ConvNextConfig(depths=(1, 1, 1, 1), dims=(4, 4, 8, 8), embed_dim=16)

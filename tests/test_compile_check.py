@@ -12,33 +12,33 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from clipvis_jax import compile_check, model_sizes
+from clipvis_jax import model_sizes
 from clipvis_jax.cli import main
-from clipvis_jax.clipvis_training import ClipVisExperiment
 from clipvis_jax.commands.compile_check import format_report
-from clipvis_jax.compile_check import CompileReport, Memory, compile_step, model_of, parse_out_of_memory
+from clipvis_jax.compilation.check import CompileReport, Memory, compile_step, model_of, parse_out_of_memory
+from clipvis_jax.compilation.hlo_collectives import Collectives, find_collectives
+from clipvis_jax.compilation.matmul_flops import count_matmul_flops
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.errors import InputError
-from clipvis_jax.hlo_collectives import Collectives, find_collectives
-from clipvis_jax.losses import LossConfig
-from clipvis_jax.matching import MatchingConfig
-from clipvis_jax.matmul_flops import count_matmul_flops
 from clipvis_jax.models.clip_resnet import ResNetConfig
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.training import TrainingConfig
+from clipvis_jax.training.clipvis_task import ClipVisExperiment
+from clipvis_jax.training.losses import LossConfig
+from clipvis_jax.training.matching import MatchingConfig
+from clipvis_jax.training.step import TrainingConfig
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 
 CONFIG = """
-from clipvis_jax.clipvis_training import ClipVisExperiment
 from clipvis_jax.data.pipeline import PipelineConfig
-from clipvis_jax.losses import LossConfig
-from clipvis_jax.matching import MatchingConfig
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.training import TrainingConfig
+from clipvis_jax.training.clipvis_task import ClipVisExperiment
+from clipvis_jax.training.losses import LossConfig
+from clipvis_jax.training.matching import MatchingConfig
+from clipvis_jax.training.step import TrainingConfig
 
 config = ClipVisExperiment(
     data=PipelineConfig(batch_size=4, image_size=(64, 64), max_instances=3),
@@ -273,7 +273,9 @@ def test_the_table():
 
 def test_the_command_prints_and_writes_a_report(config, monkeypatch, tmp_path, capsys):
     asked = []
-    monkeypatch.setattr(compile_check, "check_compilation", lambda *options: asked.append(options) or REPORT)
+    monkeypatch.setattr(
+        "clipvis_jax.compilation.check.check_compilation", lambda *options: asked.append(options) or REPORT
+    )
     file = tmp_path / "report.json"
     options = ["--topology", "v5e:16x16", "--data.batch-size", "512", "--json", str(file)]
     assert main(["compile-check", str(config), *options]) == 0
@@ -289,7 +291,7 @@ def test_the_command_prints_and_writes_a_report(config, monkeypatch, tmp_path, c
 
 
 def test_the_command_fails_if_the_step_does_not_fit(config, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(compile_check, "check_compilation", lambda *_: TOO_LARGE)
+    monkeypatch.setattr("clipvis_jax.compilation.check.check_compilation", lambda *_: TOO_LARGE)
     file = tmp_path / "report.json"
     assert main(["compile-check", str(config), "--topology", "v5e:16x16", "--json", str(file)]) == 2
     captured = capsys.readouterr()

@@ -11,9 +11,17 @@ from conftest import golden
 from golden_training import CASES, CONFIG, LAYERS, load_case
 from tiny import tiny_model
 
-from clipvis_jax.losses import LossConfig, combine_sums, draw_points, loss_sums, match_layers, point_keys, stack_layers
-from clipvis_jax.matching import MatchingConfig
 from clipvis_jax.structs import QueryPrediction
+from clipvis_jax.training.losses import (
+    LossConfig,
+    combine_sums,
+    draw_points,
+    loss_sums,
+    match_layers,
+    point_keys,
+    stack_layers,
+)
+from clipvis_jax.training.matching import MatchingConfig
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn import functional
 
 from clipvis_jax import ops
-from clipvis_jax.matching import MatchingConfig, match, matching_costs
+from clipvis_jax.training.matching import MatchingConfig, match, matching_costs
 
 METHODS = ("device", "host")
 SHAPES = [(20, 7), (50, 50), (4, 9), (1, 6), (6, 1), (1, 1), (30, 60), (3, 0)]

@@ -13,9 +13,9 @@ from tiny import tiny_model
 
 from clipvis_jax.model_sizes import BACKBONES
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
-from clipvis_jax.optimizer import DECAY_RULES, OptimizerConfig, make_optimizer, make_schedule, scale_to_batch
-from clipvis_jax.path_rules import apply_rules
 from clipvis_jax.torch_names import leaf_paths, torch_entry
+from clipvis_jax.training.optimizer import DECAY_RULES, OptimizerConfig, make_optimizer, make_schedule, scale_to_batch
+from clipvis_jax.training.path_rules import apply_rules
 
 
 def test_the_same_parameters_decay_as_in_the_authors_code():

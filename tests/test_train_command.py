@@ -19,7 +19,7 @@ from tiny import tiny_model_folder
 import clipvis_jax
 from clipvis_jax.checkpoints import load_model
 from clipvis_jax.cli import main
-from clipvis_jax.training_log import read_log
+from clipvis_jax.training.log import read_log
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 
@@ -46,9 +46,9 @@ def write_config(path, clip, annotations, **changes):
     path.write_text(
         textwrap.dedent(
             """
-            from clipvis_jax.clipvis_training import *
             from clipvis_jax.data.transforms import LargeScaleJitter
-            from clipvis_jax.losses import LossConfig
+            from clipvis_jax.training.clipvis_task import *
+            from clipvis_jax.training.losses import LossConfig
             config = ClipVisExperiment(
                 {settings},
                 data=PipelineConfig(batch_size=8, image_size=(64, 64), max_instances=4, num_workers=0,

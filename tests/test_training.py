@@ -12,13 +12,13 @@ from tiny import tiny_model
 
 from clipvis_jax.convert import to_state_dict
 from clipvis_jax.errors import InputError
-from clipvis_jax.losses import LossConfig
-from clipvis_jax.matching import MatchingConfig
-from clipvis_jax.optimizer import OptimizerConfig, make_optimizer
-from clipvis_jax.sharding import make_mesh, parameter_shardings, put_batch
 from clipvis_jax.structs import Targets, TrainingBatch
 from clipvis_jax.torch_names import leaf_paths
-from clipvis_jax.training import TrainingConfig, first_non_finite, init_state, make_train_step
+from clipvis_jax.training.losses import LossConfig
+from clipvis_jax.training.matching import MatchingConfig
+from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer
+from clipvis_jax.training.sharding import make_mesh, parameter_shardings, put_batch
+from clipvis_jax.training.step import TrainingConfig, first_non_finite, init_state, make_train_step
 
 STEPS, IMAGES, SIZE = 4, 8, 64
 

@@ -17,8 +17,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.sharding import make_mesh
-from clipvis_jax.training_checkpoints import TrainingCheckpoints, checksum
+from clipvis_jax.training.checkpoints import TrainingCheckpoints, checksum
+from clipvis_jax.training.sharding import make_mesh
 
 
 @flax.struct.dataclass

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.training_checkpoints import TrainingCheckpoints
-from clipvis_jax.training_log import TrainingLog, read_log
-from clipvis_jax.training_loop import LoopConfig, train
+from clipvis_jax.training.checkpoints import TrainingCheckpoints
+from clipvis_jax.training.log import TrainingLog, read_log
+from clipvis_jax.training.loop import LoopConfig, train
 
 
 class ToyData:

@@ -12,7 +12,7 @@ from clipvis_jax.commands.train import parse_with_config
 from clipvis_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from clipvis_jax.compile_check import CompileReport
+    from clipvis_jax.compilation.check import CompileReport
     from clipvis_jax.config import Experiment
 
 USAGE = """usage: clipvis compile-check CONFIG --topology NAME [--json FILE] [OPTIONS]
@@ -58,10 +58,10 @@ class CompileCheck:
 
         # Before anything is computed: on a machine with a TPU, the TPU is left alone.
         jax.config.update("jax_platforms", "cpu")
-        from clipvis_jax.clipvis_training import ClipVisExperiment
-        from clipvis_jax.compile_check import check_compilation
+        from clipvis_jax.compilation.check import check_compilation
         from clipvis_jax.files import atomic_path
         from clipvis_jax.provenance import versions
+        from clipvis_jax.training.clipvis_task import ClipVisExperiment
 
         if not isinstance(self.experiment, ClipVisExperiment):
             raise InputError(f"{self.path}: is no training of the decoders; give one such as configs/lvis_r50.py")

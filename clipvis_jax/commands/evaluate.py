@@ -107,8 +107,8 @@ class Evaluate:
             name: str | None = self.dataset
             inference = InferenceConfig()
             if self.config is not None:
-                from clipvis_jax.clipvis_training import ClipVisExperiment
                 from clipvis_jax.config import load_config
+                from clipvis_jax.training.clipvis_task import ClipVisExperiment
 
                 experiment = load_config(self.config)
                 if not isinstance(experiment, ClipVisExperiment):

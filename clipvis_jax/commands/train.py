@@ -17,9 +17,9 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.version import __version__
 
 if TYPE_CHECKING:
-    from clipvis_jax.clip_training import ClipTask
-    from clipvis_jax.clipvis_training import ClipVisTask
     from clipvis_jax.config import Experiment
+    from clipvis_jax.pretraining.clip_task import ClipTask
+    from clipvis_jax.training.clipvis_task import ClipVisTask
 
 Options = TypeVar("Options")
 
@@ -68,10 +68,10 @@ class Train:
             InputError: An option, the model, the data or the folder of the run cannot be used.
         """
         options = self.options
-        from clipvis_jax import training_loop
         from clipvis_jax.distributed import start_processes
         from clipvis_jax.loading import enable_compilation_cache
         from clipvis_jax.provenance import device, versions
+        from clipvis_jax.training.loop import train
 
         start_processes(options.distributed)
         enable_compilation_cache()
@@ -79,7 +79,7 @@ class Train:
         settings = json.loads(json.dumps(dataclasses.asdict(self.experiment), default=str))
         description = {"config_file": self.path.name, "config": settings, **task.notes(), "versions": versions()}
         check_same_run(options.workdir, description)
-        is_complete = training_loop.train(
+        is_complete = train(
             task,
             self.experiment.loop,
             options.workdir,
@@ -101,8 +101,8 @@ def open_task(experiment: "Experiment", options: TrainOptions) -> "ClipVisTask |
     Raises:
         InputError: The options do not say where to begin, or model or data cannot be used.
     """
-    from clipvis_jax.clip_training import ClipExperiment, ClipTask
-    from clipvis_jax.clipvis_training import ClipVisTask
+    from clipvis_jax.pretraining.clip_task import ClipExperiment, ClipTask
+    from clipvis_jax.training.clipvis_task import ClipVisTask
 
     if isinstance(experiment, ClipExperiment):
         if options.clip is not None or options.init_from is not None:

@@ -18,9 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.losses import LOSSES, LossConfig, combine_sums, loss_sums, point_keys, stack_layers
 from clipvis_jax.models.clipvis import ClipVis, Variables
-from clipvis_jax.sharding import BATCH_AXES, batch_sharding, optimizer_shardings, parameter_shardings, replicated
 from clipvis_jax.structs import (
     LossReport,
     LossSums,
@@ -28,6 +26,14 @@ from clipvis_jax.structs import (
     StepMetrics,
     TrainingBatch,
     TrainState,
+)
+from clipvis_jax.training.losses import LOSSES, LossConfig, combine_sums, loss_sums, point_keys, stack_layers
+from clipvis_jax.training.sharding import (
+    BATCH_AXES,
+    batch_sharding,
+    optimizer_shardings,
+    parameter_shardings,
+    replicated,
 )
 
 Remat = Literal["none", "layers", "everything"]

@@ -23,8 +23,8 @@ from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.files import output_error, prepare_output_dir
 from clipvis_jax.prefetch import prefetch
-from clipvis_jax.training_checkpoints import TrainingCheckpoints
-from clipvis_jax.training_log import TrainingLog
+from clipvis_jax.training.checkpoints import TrainingCheckpoints
+from clipvis_jax.training.log import TrainingLog
 
 
 @dataclasses.dataclass(frozen=True)

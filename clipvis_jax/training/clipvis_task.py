@@ -18,18 +18,19 @@ from clipvis_jax.dataset_run import RunFolder, predict_dataset
 from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation import evaluate, evaluate_class_agnostic, ground_truth_from, load_results, scoring_rules
-from clipvis_jax.host_memory import keep_freed_memory
 from clipvis_jax.loading import make_segmenter
-from clipvis_jax.losses import LOSSES
 from clipvis_jax.model_sizes import BACKBONES
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig, mask_logits_from
-from clipvis_jax.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from clipvis_jax.segmenter import InferenceConfig, Segmenter
-from clipvis_jax.sharding import make_mesh, put_batch, replicated
 from clipvis_jax.structs import StepMetrics, Targets, TrainingBatch, TrainState
-from clipvis_jax.training import (
+from clipvis_jax.training.host_memory import keep_freed_memory
+from clipvis_jax.training.loop import LoopConfig
+from clipvis_jax.training.losses import LOSSES
+from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from clipvis_jax.training.sharding import make_mesh, put_batch, replicated
+from clipvis_jax.training.step import (
     TrainingConfig,
     abstract_state,
     first_non_finite,
@@ -37,7 +38,6 @@ from clipvis_jax.training import (
     make_train_step,
     state_shardings,
 )
-from clipvis_jax.training_loop import LoopConfig
 from clipvis_jax.visualize import color_palette, draw_tracks
 
 _SHOWN_PREDICTIONS = 20
@@ -96,7 +96,7 @@ class ClipVisExperiment:
 
 
 class ClipVisTask:
-    """A ``training_loop.Task``: trains the decoders of a model folder, or new ones under its CLIP."""
+    """A ``training.loop.Task``: trains the decoders of a model folder, or new ones under its CLIP."""
 
     def __init__(
         self, experiment: ClipVisExperiment, folder: Path, *, init_decoders: bool, data_root: Path | None = None

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.path_rules import apply_rules
+from clipvis_jax.training.path_rules import apply_rules
 
 BATCH_AXES = ("data", "fsdp")
 """A batch is cut up over both axes of the mesh; parameters, if at all, over ``fsdp``."""

@@ -17,18 +17,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from clipvis_jax.checkpoints import save_model
-from clipvis_jax.clip_step import (
-    CaptionedInputs,
-    ClipLossConfig,
-    ClipMetrics,
-    ClipOptimizerConfig,
-    abstract_clip_state,
-    init_clip_state,
-    make_clip_optimizer,
-    make_clip_schedule,
-    make_clip_step,
-)
-from clipvis_jax.contrastive import box_masks, upscale
 from clipvis_jax.data.captioned import CaptionedBatch, CaptionedDataConfig, CaptionedIterator, cut_objects
 from clipvis_jax.data.shapes.captions import caption_words
 from clipvis_jax.data.shapes.classes import PARTITIONS, class_names, classes_of
@@ -43,13 +31,25 @@ from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.models.text_classifier import TextClassifier
 from clipvis_jax.ops import STRIDE
-from clipvis_jax.sharding import batch_sharding, make_mesh, put_batch
+from clipvis_jax.pretraining.contrastive import box_masks, upscale
+from clipvis_jax.pretraining.step import (
+    CaptionedInputs,
+    ClipLossConfig,
+    ClipMetrics,
+    ClipOptimizerConfig,
+    abstract_clip_state,
+    init_clip_state,
+    make_clip_optimizer,
+    make_clip_schedule,
+    make_clip_step,
+)
+from clipvis_jax.pretraining.zero_shot import zero_shot_accuracy
 from clipvis_jax.structs import TrainState
 from clipvis_jax.text import PROMPT_TEMPLATES, encode_vocabulary
 from clipvis_jax.tokenizer import ClipTokenizer, make_word_tokenizer
-from clipvis_jax.training_loop import LoopConfig
+from clipvis_jax.training.loop import LoopConfig
+from clipvis_jax.training.sharding import batch_sharding, make_mesh, put_batch
 from clipvis_jax.visualize import color_palette, draw_tracks
-from clipvis_jax.zero_shot import zero_shot_accuracy
 
 _REGION_TOKENS = 16
 """The longest sentence about one region has 14 tokens, begin and end included."""
@@ -151,7 +151,7 @@ def shapes_tokenizer(context_length: int) -> ClipTokenizer:
 
 
 class ClipTask:
-    """A ``training_loop.Task``: pretrains a CLIP on captioned images of the Shapes world."""
+    """A ``training.loop.Task``: pretrains a CLIP on captioned images of the Shapes world."""
 
     def __init__(self, experiment: ClipExperiment, devices: Sequence[jax.Device] | None = None) -> None:
         """Set everything up, for some devices (default: all); nothing is drawn or computed yet."""

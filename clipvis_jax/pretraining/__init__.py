@@ -1,0 +1,1 @@
+"""Pretraining of CLIP itself: its step, its task for the loop of training, and how well it names objects."""
