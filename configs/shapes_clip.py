@@ -6,6 +6,7 @@ Cost: 3,200 steps of 32 images, about 100 regions each.
 Reached: not known yet; docs/log.md has shorter runs.
 """
 
+from clipvis_jax.data.captioned import CaptionedDataConfig
 from clipvis_jax.models.clip_resnet import ResNetConfig
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
@@ -19,6 +20,7 @@ config = ClipExperiment(
     text=TextConfig(width=128, num_heads=4, num_layers=2, context_length=48, embed_dim=128, activation="gelu"),
     pixel_decoder=PixelDecoderConfig(dim=128, mask_dim=128, num_layers=3, ffn_dim=256),
     query_decoder=QueryDecoderConfig(num_queries=30, num_layers=3, dim=128, mask_dim=128, ffn_dim=256),
+    data=CaptionedDataConfig(num_workers=1),
     stages=(
         # From whole images at once, outlines are not learned at all in this time.
         Stage(64, share=0.55, single_objects=True),
