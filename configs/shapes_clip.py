@@ -24,7 +24,7 @@ config = ClipExperiment(
     stages=(
         # From whole images at once, outlines are not learned at all in this time.
         Stage(64, share=0.55, single_objects=True),
-        Stage(96, share=0.2, single_objects=True),
+        Stage(128, share=0.2, single_objects=True),
         # Frames of 160 pixels, at twice their size: at stride 32 the smallest objects still cover some pixels.
         Stage(320, share=0.25),
     ),

@@ -7,9 +7,10 @@ import pytest
 from annotation_files import burst, burst_converted, coco, lvis, write_dataset, youtube_vis
 
 from clipvis_jax import InputError
-from clipvis_jax.data.catalog import CATALOG, open_dataset
+from clipvis_jax.data.catalog import CATALOG, DRAWN, check_held_out, open_dataset
 from clipvis_jax.data.formats import BURST, COCO
-from clipvis_jax.evaluation import PROTOCOLS
+from clipvis_jax.evaluation import PROTOCOLS, scoring_rules
+from clipvis_jax.training.clipvis_task import EvaluationConfig
 
 
 def content_of(entry):
@@ -50,7 +51,8 @@ def test_names_and_protocols():
         *(f"burst_{split}" for split in ("train", "val", "test", "val_converted")),
         *("lvis_train", "lvis_train_norare", "lvis_val", "coco_train", "coco_val"),
     }
-    assert {entry.protocol for entry in CATALOG.values()} == {*PROTOCOLS, None}
+    entries = [*CATALOG.values(), *DRAWN.values()]
+    assert {entry.protocol for entry in entries} == {*PROTOCOLS, None}
     assert CATALOG["lvvis_val"].protocol == "lvvis"
     assert CATALOG["lvvis_val"].server is None
     assert CATALOG["ovis_valid"].server.url.endswith("/4763")
@@ -60,6 +62,29 @@ def test_names_and_protocols():
         "earless_seal",
         "flying_disc",
     }
+
+
+def test_drawn_data_sets():
+    assert set(DRAWN) == {"shapes_train", "shapes_val", "shapes_test", "shapes_occlusion"}
+    for name, entry in DRAWN.items():
+        dataset = open_dataset(name)
+        assert (dataset.name, len(dataset)) == (name, entry.count)
+        protocols, groups = scoring_rules(dataset)
+        assert [protocol.name for protocol in protocols] == ["shapes"]
+        assert groups == {}
+    assert open_dataset("shapes_train")[0].length == 1
+    assert open_dataset("shapes_val")[0].length == 20
+    partitions = {value for _, values in protocols[0].groups.values() for value in values}
+    assert partitions == {category.partition for category in dataset.categories}
+
+
+def test_nothing_is_evaluated_on_what_is_trained_on():
+    check_held_out("shapes_val")
+    check_held_out("coco_train")  # published data sets have their own rules
+    with pytest.raises(InputError, match="for training; evaluate on one of val, test, occlusion"):
+        check_held_out("shapes_train")
+    with pytest.raises(InputError, match="for training"):
+        EvaluationConfig("shapes_train")
 
 
 def test_own_annotation_files(tmp_path):

@@ -39,8 +39,8 @@ class Ablate:
     t: Annotated[tuple[int, ...], arg(metavar="T [T ...]")] = (1, 5, 9, 13)
     """Memory lengths to try."""
     protocol: Annotated[
-        Literal["ytvis", "lvvis", "burst_clipvis"] | None,
-        arg(metavar="{ytvis,lvvis,burst_clipvis}", help_behavior_hint="(default: the data set's own, or ytvis)"),
+        Literal["ytvis", "lvvis", "burst_clipvis", "shapes"] | None,
+        arg(metavar="{ytvis,lvvis,burst_clipvis,shapes}", help_behavior_hint="(default: the data set's own, or ytvis)"),
     ] = None
     """Official evaluator to follow."""
     size: Annotated[int, arg(metavar="PIXELS")] = 480
@@ -62,7 +62,7 @@ class Ablate:
 
             from clipvis_jax import ablation
             from clipvis_jax.checkpoints import hash_variables
-            from clipvis_jax.data.catalog import open_dataset
+            from clipvis_jax.data.catalog import check_held_out, open_dataset
             from clipvis_jax.dataset_run import RunFolder
             from clipvis_jax.evaluation import evaluate, ground_truth_from, parse_results, scoring_rules
             from clipvis_jax.files import atomic_path, prepare_output_dir
@@ -71,6 +71,7 @@ class Ablate:
             from clipvis_jax.segmenter import InferenceConfig
 
             settings = ablation.paper_settings(self.k, self.t)
+            check_held_out(self.dataset)
             dataset = open_dataset(self.dataset, data_root=self.data_root, images=self.images)
             if not dataset.has_annotations:
                 raise InputError(f"{self.dataset}: has no annotations, so settings cannot be compared on it")

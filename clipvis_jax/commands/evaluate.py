@@ -39,8 +39,9 @@ class Evaluate:
     """Configuration such as configs/lvis_r50.py, whose evaluation data set and input size are taken where no others are
     given."""
     dataset: Annotated[str | None, arg(metavar="NAME|FILE|DIR", help_behavior_hint="")] = None
-    """Data set: one of the names that 'clipvis prepare --help' lists, an annotation file in YouTube-VIS, COCO or BURST
-    format, or a folder made by 'clipvis prepare'."""
+    """Data set: a name that 'clipvis prepare --help' lists; shapes_val, shapes_test or shapes_occlusion, which are
+    are drawn and need no files; an annotation file in YouTube-VIS, COCO or BURST format; or a folder made by 'clipvis
+    prepare'."""
     model: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Model folder, made by 'clipvis convert' or training."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_eval")
@@ -56,8 +57,8 @@ class Evaluate:
     overlays: Annotated[int, arg(metavar="N")] = 0
     """Write overlay videos of the first N videos."""
     protocol: Annotated[
-        Literal["ytvis", "lvvis", "burst_clipvis"] | None,
-        arg(metavar="{ytvis,lvvis,burst_clipvis}", help_behavior_hint="(default: the data set's own, or ytvis)"),
+        Literal["ytvis", "lvvis", "burst_clipvis", "shapes"] | None,
+        arg(metavar="{ytvis,lvvis,burst_clipvis,shapes}", help_behavior_hint="(default: the data set's own, or ytvis)"),
     ] = None
     """Official evaluator to follow."""
     burst_official: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -98,7 +99,7 @@ class Evaluate:
         if self.overlays < 0:
             raise InputError(f"--overlays {self.overlays}: must be 0 or more")
         with stopping_at_once():
-            from clipvis_jax.data.catalog import open_dataset
+            from clipvis_jax.data.catalog import check_held_out, open_dataset
             from clipvis_jax.distributed import start_processes, wait_for_all
             from clipvis_jax.files import prepare_output_dir
             from clipvis_jax.segmenter import InferenceConfig
@@ -117,6 +118,7 @@ class Evaluate:
                 name, inference = name or evaluation.dataset, evaluation.inference
             if name is None:
                 raise InputError("give --dataset, or a configuration that names one")
+            check_held_out(name)
             dataset = open_dataset(
                 name,
                 data_root=self.data_root,

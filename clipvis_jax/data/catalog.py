@@ -1,4 +1,4 @@
-"""The data sets of the paper by name: where their files lie, how they are scored, where results are handed in."""
+"""Data sets by name: where their files lie, how they are scored, where results are handed in; and drawn ones."""
 
 import dataclasses
 import difflib
@@ -7,6 +7,9 @@ from pathlib import Path
 from clipvis_jax.data.formats import BURST, COCO, YOUTUBE_VIS, Format
 from clipvis_jax.data.raw import RawDataset
 from clipvis_jax.data.records import Dataset
+from clipvis_jax.data.shapes import splits
+from clipvis_jax.data.shapes.dataset import ShapesDataset
+from clipvis_jax.data.shapes.splits import SPLITS, ShapesConfig
 from clipvis_jax.errors import InputError
 
 
@@ -141,7 +144,48 @@ CATALOG: dict[str, CatalogEntry] = {
         *(_coco(split) for split in ("train", "val")),
     )
 }
-"""All known data sets by name."""
+"""All published data sets by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnEntry:
+    """A data set of the Shapes world, which is drawn when it is asked for and needs no files.
+
+    Attributes:
+        name: What the command line calls it.
+        config: Which videos.
+        count: How many.
+        protocol: The name of the protocol that scores it.
+    """
+
+    name: str
+    config: ShapesConfig
+    count: int
+    protocol: str = "shapes"
+
+
+DRAWN: dict[str, DrawnEntry] = {
+    entry.name: entry
+    for entry in (
+        # Images, as decoders are trained on images in the paper.
+        DrawnEntry("shapes_train", ShapesConfig(split="train", frames=1), 10_000),
+        *(
+            DrawnEntry(f"shapes_{split}", ShapesConfig(split=split), SPLITS[split].default_count)
+            for split in ("val", "test", "occlusion")
+        ),
+    )
+}
+"""All drawn data sets by name."""
+
+
+def check_held_out(name: str) -> None:
+    """Make sure that nothing is evaluated on a drawn data set that models are trained on.
+
+    Raises:
+        InputError: It would be.
+    """
+    if name in DRAWN:
+        splits.check_held_out(DRAWN[name].config)
 
 
 def open_dataset(
@@ -155,9 +199,9 @@ def open_dataset(
     """Open a known data set, your own, or a prepared one.
 
     Args:
-        name_or_path: A name of `CATALOG`; or an annotation file, whose format is told from its keys; or a folder that
-            ``clipvis prepare`` wrote, also in an object store.
-        data_root: The folder with all known data sets; needed for a name.
+        name_or_path: A name of `CATALOG` or `DRAWN`; or an annotation file, whose format is told from its keys; or a
+            folder that ``clipvis prepare`` wrote, also in an object store.
+        data_root: The folder with all known data sets; needed for a name of `CATALOG`.
         images: The folder that file names of frames start from. Default: the known one; for an annotation file
             ``JPEGImages`` beside it, or else the folder that it lies in.
         check_images: False if only the annotations are wanted; then the image folder may be missing.
@@ -167,6 +211,8 @@ def open_dataset(
         InputError: There is no such data set, a file or folder is missing, or the annotation file cannot be used.
     """
     name = str(name_or_path)
+    if name in DRAWN:
+        return ShapesDataset(DRAWN[name].config, DRAWN[name].count)
     if name in CATALOG:
         if data_root is None:
             raise InputError(f"data set '{name}': name the folder that holds the data sets with --data-root")
@@ -205,8 +251,9 @@ def _open_entry(entry: CatalogEntry, data_root: Path, images: Path | None, show_
 
 def _open_file(path: Path, images: Path | None, show_progress: bool) -> RawDataset:
     if not path.exists():
-        close = difflib.get_close_matches(str(path), CATALOG, n=3, cutoff=0.5)
-        names = f"the closest names are {', '.join(close)}" if close else f"the names are {', '.join(CATALOG)}"
+        known = [*CATALOG, *DRAWN]
+        close = difflib.get_close_matches(str(path), known, n=3, cutoff=0.5)
+        names = f"the closest names are {', '.join(close)}" if close else f"the names are {', '.join(known)}"
         raise InputError(f"{path}: is neither a known data set nor an existing file; {names}")
     if images is None:
         images = path.parent / "JPEGImages"

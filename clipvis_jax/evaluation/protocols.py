@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from clipvis_jax.data.catalog import CATALOG
+from clipvis_jax.data.catalog import CATALOG, DRAWN
 from clipvis_jax.data.records import Dataset
 
 
@@ -56,7 +56,14 @@ BURST_CLIPVIS = Protocol(
 Surplus results on an annotation are true positives, so recall may exceed 1.
 """
 
-PROTOCOLS = {protocol.name: protocol for protocol in (YTVIS, LVVIS, BURST_CLIPVIS)}
+SHAPES = dataclasses.replace(
+    YTVIS,
+    name="shapes",
+    groups={"base": ("partition", (0,)), "novel": ("partition", (2,)), "unseen": ("partition", (3,))},
+)
+"""The Shapes world: YouTube-VIS, with its three parts of the classes."""
+
+PROTOCOLS = {protocol.name: protocol for protocol in (YTVIS, LVVIS, BURST_CLIPVIS, SHAPES)}
 """All protocols by name."""
 
 
@@ -71,7 +78,8 @@ def scoring_rules(dataset: Dataset, name: str | None = None) -> tuple[list[Proto
         The protocols, the main one first, and further groups of category ids to report, by name.
     """
     entry = CATALOG.get(dataset.name)
-    main = PROTOCOLS[name or (entry.protocol if entry is not None else None) or YTVIS.name]
+    known = entry or DRAWN.get(dataset.name)
+    main = PROTOCOLS[name or (known.protocol if known is not None else None) or YTVIS.name]
     # The authors' way of scoring BURST takes surplus results for right, so the ordinary one stands beside it.
     protocols = [main, YTVIS] if main is BURST_CLIPVIS else [main]
     if entry is None or not entry.novel_names:

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from scipy.special import expit
 
 from clipvis_jax.checkpoints import ModelFolder, hash_variables, load_model, save_model
-from clipvis_jax.data.catalog import open_dataset
+from clipvis_jax.data.catalog import check_held_out, open_dataset
 from clipvis_jax.data.pipeline import PipelineConfig, TrainBatch, TrainIterator, make_train_iterator
 from clipvis_jax.dataset_run import RunFolder, predict_dataset
 from clipvis_jax.distributed import wait_for_all
@@ -56,6 +56,9 @@ class EvaluationConfig:
     dataset: str = "lvvis_val"
     limit: int | None = 50
     inference: InferenceConfig = InferenceConfig()
+
+    def __post_init__(self) -> None:
+        check_held_out(self.dataset)
 
 
 @dataclasses.dataclass(frozen=True)

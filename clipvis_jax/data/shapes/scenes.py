@@ -6,6 +6,7 @@ same objects on the same ways at any size and number of frames.
 
 import dataclasses
 import math
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -48,14 +49,14 @@ class Bar:
     rank: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Scene:
     """All that `frames` needs to draw any frame.
 
     Attributes:
         size: Height and width of the frames in pixels.
-        background: Larger than the frames by ``margin`` on each side.
-        margin: See ``background``.
+        margin: By how much the background is larger than the frames on each side.
+        background_seed: Decides the background.
         actors: From back to front.
         bars: In the order of their ranks.
         camera: How far everything is moved in each frame, right and down, in whole pixels.
@@ -68,8 +69,8 @@ class Scene:
     """
 
     size: int
-    background: Float[np.ndarray, "rows columns 3"]
     margin: int
+    background_seed: np.random.SeedSequence
     actors: tuple[Actor, ...]
     bars: tuple[Bar, ...]
     camera: Int[np.ndarray, "t 2"]
@@ -80,6 +81,12 @@ class Scene:
     noise: float
     noise_entropy: tuple[int, ...]
 
+    @cached_property
+    def background(self) -> Float[np.ndarray, "rows columns 3"]:
+        """What is behind everything; drawn when it is asked for, which ground truth alone need not wait for."""
+        rng = np.random.default_rng(self.background_seed)
+        return make_background(rng, self.size + 2 * self.margin, self.size, most_clutter=5)
+
 
 def build_scene(config: ShapesConfig, index: int) -> Scene:
     """Work out video ``index`` of a split.
@@ -89,9 +96,10 @@ def build_scene(config: ShapesConfig, index: int) -> Scene:
     """
     (video_seed,) = config.video_seeds(index, 1)
     split = SPLITS[config.split]
-    rng = np.random.default_rng((_ENTROPY_OF_SCENE, config.seed, video_seed))
+    seed = np.random.SeedSequence((_ENTROPY_OF_SCENE, config.seed, video_seed))
+    rng = np.random.default_rng(seed)
     # How many numbers these two draw depends on the size and the number of frames, on which nothing else may depend.
-    background_rng, camera_rng = rng.spawn(2)
+    background_seed, camera_seed = seed.spawn(2)
     times = np.linspace(0, 1, config.frames) if config.frames > 1 else rng.random(1)
 
     lowest, highest = split.instances
@@ -103,15 +111,14 @@ def build_scene(config: ShapesConfig, index: int) -> Scene:
         bars = [dataclasses.replace(bar, rank=bar.rank + 1) for bar in bars]
 
     margin = math.ceil(_MARGIN * config.size)
-    background = make_background(background_rng, config.size + 2 * margin, config.size, most_clutter=5)
     angle = float(rng.uniform(0, 2 * math.pi))
     return Scene(
         size=config.size,
-        background=background,
         margin=margin,
+        background_seed=background_seed,
         actors=tuple(actors),
         bars=tuple(sorted(bars, key=lambda bar: bar.rank)),
-        camera=_move_camera(camera_rng, times, config.size, margin),
+        camera=_move_camera(np.random.default_rng(camera_seed), times, config.size, margin),
         light=(math.cos(angle), math.sin(angle)),
         shadows=bool(rng.random() < 0.6),
         gains=_change_light(rng, times),
