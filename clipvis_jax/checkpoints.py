@@ -9,9 +9,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from clipvis_jax.distributed import common_random_name, wait_for_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.files import output_error
 from clipvis_jax.models.clip_convnext import ConvNextConfig
@@ -119,6 +123,9 @@ def save_model(
 ) -> None:
     """Write a model folder, whole or not at all.
 
+    Where several processes work together, all of them call this: orbax waits for all. The first one's values are
+    written, and when the others return the folder is there.
+
     Raises:
         InputError: The path is taken (a model may be replaced if ``overwrite`` is set), it cannot be written, or the
             tokenizer belongs to another text encoder.
@@ -135,24 +142,20 @@ def save_model(
         "checksum": checksum(variables),
         "source": source,
     }
+    is_first = jax.process_index() == 0
     try:
-        with tempfile.TemporaryDirectory(dir=_nearest_folder(folder.parent), prefix=".clipvis-") as temporary:
-            new, old = Path(temporary, "new"), Path(temporary, "old")
-            new.mkdir()
+        with _temporary_folder(_nearest_folder(folder.parent)) as temporary:
+            new = temporary / "new"
+            if is_first:
+                new.mkdir()
             _save_variables(new / "variables", variables)
-            tokenizer.save(new / "tokenizer")
-            (new / "config.json").write_text(json.dumps(description, indent=2) + "\n")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                if folder.exists():
-                    folder.rename(old)
-                new.rename(folder)
-            except BaseException:
-                if old.exists():
-                    old.rename(folder)
-                raise
+            if is_first:
+                tokenizer.save(new / "tokenizer")
+                (new / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+                _move_into_place(new, folder, old=temporary / "old")
     except OSError as error:
         raise output_error(folder, error) from error
+    wait_for_all("model folder written")
 
 
 def load_model(folder: Path) -> ModelFolder:
@@ -215,6 +218,33 @@ def _check_vocabulary(tokenizer: ClipTokenizer, text: TextConfig) -> None:
 def _nearest_folder(path: Path) -> Path:
     """Return the deepest folder of a path that exists."""
     return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+
+
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """Give a folder that goes with the block; the first process makes and removes it, the others get its path."""
+    path = parent / f".clipvis-{common_random_name()}"
+    if jax.process_index() != 0:
+        yield path
+        return
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _move_into_place(new: Path, folder: Path, *, old: Path) -> None:
+    """Give a folder its name; what had it before is moved to ``old``, and back if anything goes wrong."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
 
 
 def _save_variables(path: Path, variables: Variables) -> None:

@@ -1,6 +1,7 @@
 """Several processes that work as one program: start-up, and waiting for each other."""
 
 import dataclasses
+import secrets
 
 from clipvis_jax.errors import InputError
 
@@ -60,3 +61,15 @@ def wait_for_all(name: str) -> None:
 
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def common_random_name() -> str:
+    """Return eight random characters, the same in all processes; each waits until all have asked."""
+    import jax  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+    from jax.experimental import multihost_utils  # noqa: PLC0415
+
+    name = secrets.token_bytes(4)
+    if jax.process_count() > 1:
+        name = np.asarray(multihost_utils.broadcast_one_to_all(np.frombuffer(name, np.uint8))).tobytes()
+    return name.hex()

@@ -27,7 +27,7 @@ ALLOWED = {
     "images": {"errors"},
     "tokenizer": {"errors"},
     "text": FOUNDATION | {"models", "tokenizer", "files"},
-    "checkpoints": {"errors", "files", "models", "tokenizer"},
+    "checkpoints": {"distributed", "errors", "files", "models", "tokenizer"},
     "association": {"errors"},
     "scores": {"errors"},
     "data": {"data", "errors", "files", "images", "temp_file"},

@@ -19,6 +19,9 @@ from tiny import tiny_model_folder
 import clipvis_jax
 from clipvis_jax.checkpoints import load_model
 from clipvis_jax.cli import main
+from clipvis_jax.config import load_config
+from clipvis_jax.training.checkpoints import TrainingCheckpoints
+from clipvis_jax.training.clipvis_task import ClipVisTask
 from clipvis_jax.training.log import read_log
 
 TRAIN = Path(__file__).parent.parent / "train.py"
@@ -201,6 +204,15 @@ def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip,
         finish(process)
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
     assert read_log(tmp_path)[-1].keys() >= {"evaluation/AP"}
+    # One process alone restores the checkpoint.
+    model = load_model(tmp_path / "model")
+    task = ClipVisTask(load_config(config), clip, init_decoders=True)
+    with TrainingCheckpoints(tmp_path / "checkpoints", is_read_only=True) as checkpoints:
+        restored = checkpoints.restore(task.abstract_state())
+    assert restored.step == 20
+    assert_same_bits(model.params, restored.state.params)
+    assert_same_bits(model.clip_vars, load_model(clip).clip_vars)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".clipvis-")] == []
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ class Evaluate:
     given."""
     dataset: Annotated[str | None, arg(metavar="NAME|FILE|DIR", help_behavior_hint="")] = None
     """Data set: a name that 'clipvis prepare --help' lists; shapes_val, shapes_test or shapes_occlusion, which are
-    are drawn and need no files; an annotation file in YouTube-VIS, COCO or BURST format; or a folder made by 'clipvis
+    drawn and need no files; an annotation file in YouTube-VIS, COCO or BURST format; or a folder made by 'clipvis
     prepare'."""
     model: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Model folder, made by 'clipvis convert' or training."""

@@ -86,10 +86,7 @@ class Train:
             resume_from=options.resume,
             source={"trained_by": f"clipvis_jax {__version__}", "device": device(), **description},
         )
-        if is_complete and options.distributed != DistributedConfig():
-            model = options.workdir / "model"
-            print(f"trained {task.num_steps} steps; the same command without --distributed writes {model}")
-        elif is_complete:
+        if is_complete:
             print(f"trained {task.num_steps} steps; wrote {options.workdir / 'model'}")
         else:
             print("stopped; the same command goes on from here")

@@ -235,17 +235,15 @@ class ClipVisTask:
 
     def export(self, state: TrainState, folder: Path, source: Mapping[str, Any]) -> None:
         """Write a model folder."""
-        params = self._fetch(state.params)
-        if jax.process_index() == 0:
-            save_model(
-                folder,
-                self._folder.config,
-                self._folder.clip_vars,
-                params,
-                self._folder.tokenizer,
-                source={**source, "clip": self._folder.source},
-                overwrite=True,
-            )
+        save_model(
+            folder,
+            self._folder.config,
+            self._folder.clip_vars,
+            self._fetch(state.params),
+            self._folder.tokenizer,
+            source={**source, "clip": self._folder.source},
+            overwrite=True,
+        )
 
     def _predict_first(self, params: Variables, trunk: Variables, batch: TrainingBatch) -> tuple[jax.Array, ...]:
         first = jax.tree.map(lambda x: x[:1], batch)

@@ -131,7 +131,7 @@ class Task(Protocol):
         ...
 
     def export(self, state: Any, folder: Path, source: Mapping[str, Any]) -> None:
-        """Write the trained model for use."""
+        """Write the trained model for use; all processes take part."""
         ...
 
 
@@ -230,8 +230,7 @@ def train(
             reporter.settle()
         checkpoints.wait()
         is_complete = last_step == task.num_steps and not is_stopped
-        if is_complete and jax.process_count() == 1:
-            # Several processes cannot: writing a model folder by one of them would wait for the others for ever.
+        if is_complete:
             task.export(state, workdir / "model", source or {})
         wait_for_all("trained")
     return is_complete
