@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -34,6 +34,8 @@ from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.tokenizer import ClipTokenizer, load_tokenizer
 
 FORMAT_VERSION = 1
+Storage = Literal["float32", "float16"]
+"""Types in which variables may be stored; they are read as float32."""
 _BACKBONES = {"resnet": ResNetConfig, "convnext": ConvNextConfig}
 
 
@@ -119,9 +121,10 @@ def save_model(
     tokenizer: ClipTokenizer,
     *,
     source: dict[str, Any],
+    storage: Storage = "float32",
     overwrite: bool = False,
 ) -> None:
-    """Write a model folder, whole or not at all.
+    """Write a model folder, whole or not at all. Stored as float16 it is half as large, and rounded.
 
     Where several processes work together, all of them call this: orbax waits for all. The first one's values are
     written, and when the others return the folder is there.
@@ -134,11 +137,11 @@ def save_model(
     check_target(folder, overwrite=overwrite)
     folder = folder.resolve()
     # What is written as numpy arrays can be read on any devices.
-    variables = jax.tree.map(np.asarray, {"clip_vars": clip_vars, "params": params})
+    variables = jax.tree.map(lambda x: np.asarray(x, storage), {"clip_vars": clip_vars, "params": params})
     description = {
         "format_version": FORMAT_VERSION,
         "config": config_to_json(config),
-        "text_hash": hash_variables(variables["clip_vars"]["text"]),
+        "text_hash": hash_variables(_as_read(variables["clip_vars"]["text"])),
         "checksum": checksum(variables),
         "source": source,
     }
@@ -193,7 +196,12 @@ def load_model(folder: Path) -> ModelFolder:
     except InputError as error:
         raise InputError(f"{error}; convert the model again") from error
     _check_vocabulary(tokenizer, config.text)
+    variables = _as_read(variables)
     return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, text_hash, source)
+
+
+def _as_read(variables: Variables) -> Variables:
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
 
 
 def _variable_shapes(config: ClipVisConfig) -> dict[str, Any]:

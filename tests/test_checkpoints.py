@@ -25,6 +25,7 @@ from clipvis_jax.checkpoints import (
     check_target,
     config_from_json,
     config_to_json,
+    hash_variables,
     load_model,
     save_model,
 )
@@ -69,6 +70,22 @@ def tiny_config() -> ClipVisConfig:
 
 
 # --- reading
+
+
+def test_float16_makes_the_folder_smaller_and_is_read_as_float32(made: Path, tmp_path: Path) -> None:
+    whole = load_model(made)
+    half = tmp_path / "half"
+    save_model(half, whole.config, whole.clip_vars, whole.params, whole.tokenizer, source={}, storage="float16")
+    read = load_model(half)
+    rounded = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), (whole.clip_vars, whole.params))
+    assert jax.tree.all(jax.tree.map(np.array_equal, (read.clip_vars, read.params), rounded))
+    assert {leaf.dtype for leaf in jax.tree.leaves(read.params)} == {np.dtype("float32")}
+    assert read.text_hash == hash_variables(read.clip_vars["text"])
+
+    def size(folder: Path) -> int:
+        return sum(file.stat().st_size for file in (folder / "variables").rglob("*"))
+
+    assert size(half) < 0.8 * size(made)
 
 
 def test_what_is_written_is_read_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 from scipy.special import expit
 
-from clipvis_jax.checkpoints import ModelFolder, hash_variables, load_model, save_model
+from clipvis_jax.checkpoints import ModelFolder, Storage, hash_variables, load_model, save_model
 from clipvis_jax.data.catalog import check_held_out, open_dataset
 from clipvis_jax.data.pipeline import PipelineConfig, TrainBatch, TrainIterator, make_train_iterator
 from clipvis_jax.dataset_run import RunFolder, predict_dataset
@@ -77,6 +77,7 @@ class ClipVisExperiment:
         seed: Decides the initial decoders, the order of examples, augmentation and all points of the losses.
         evaluation: What scores are computed on.
         loop: When to log, save, evaluate and draw.
+        storage: Type in which the model folder is stored in the end.
     """
 
     backbone: str | None = "RN50"
@@ -90,6 +91,7 @@ class ClipVisExperiment:
     seed: int = 0
     evaluation: EvaluationConfig = EvaluationConfig()
     loop: LoopConfig = LoopConfig()
+    storage: Storage = "float32"
 
     def __post_init__(self) -> None:
         if self.backbone is not None and self.backbone not in BACKBONES:
@@ -242,6 +244,7 @@ class ClipVisTask:
             self._fetch(state.params),
             self._folder.tokenizer,
             source={**source, "clip": self._folder.source},
+            storage=self._experiment.storage,
             overwrite=True,
         )
 

@@ -1,0 +1,40 @@
+"""Small decoders on base classes of the Shapes world, under the CLIP of configs/shapes_clip.py: the bundled model.
+
+Command:
+    python train.py configs/shapes_clip.py --workdir runs/shapes_clip
+    python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
+Cost: 2,800 steps of 8 images at 320x320.
+"""
+
+from clipvis_jax.data.pipeline import PipelineConfig
+from clipvis_jax.data.transforms import LargeScaleJitter
+from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
+from clipvis_jax.models.query_decoder import QueryDecoderConfig
+from clipvis_jax.segmenter import InferenceConfig
+from clipvis_jax.training.clipvis_task import ClipVisExperiment, EvaluationConfig
+from clipvis_jax.training.loop import LoopConfig
+from clipvis_jax.training.losses import LossConfig
+from clipvis_jax.training.optimizer import OptimizerConfig
+from clipvis_jax.training.step import TrainingConfig
+
+config = ClipVisExperiment(
+    backbone=None,
+    pixel_decoder=PixelDecoderConfig(dim=96, mask_dim=96, num_layers=2, ffn_dim=192),
+    query_decoder=QueryDecoderConfig(num_queries=20, num_layers=3, dim=96, mask_dim=96, ffn_dim=192),
+    dataset="shapes_train",
+    data=PipelineConfig(
+        batch_size=8,
+        image_size=(320, 320),
+        augmentation=LargeScaleJitter(min_scale=0.8, max_scale=1.25),
+        max_instances=8,
+        repeat_threshold=0.0,
+        num_workers=1,
+    ),
+    step=TrainingConfig(losses=LossConfig(num_points=1024)),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-3, num_steps=2800, drop_steps=(2100, 2600), warmup_steps=100, warmup_factor=0.0
+    ),
+    evaluation=EvaluationConfig("shapes_val", limit=16, inference=InferenceConfig(size=320)),
+    loop=LoopConfig(log_every=20, checkpoint_every=700, evaluate_every=700),
+    storage="float16",
+)
