@@ -13,6 +13,7 @@ import tyro
 from clipvis_jax.commands.ablate import Ablate
 from clipvis_jax.commands.compile_check import CompileCheck, parse_compile_check
 from clipvis_jax.commands.convert import Convert
+from clipvis_jax.commands.demo import Demo
 from clipvis_jax.commands.evaluate import Evaluate
 from clipvis_jax.commands.export import Export
 from clipvis_jax.commands.interrupt import GOES_ON, STOPPED
@@ -31,6 +32,7 @@ Command = (
     | Annotated[Ablate, tyro.conf.subcommand("ablate")]
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Shapes, tyro.conf.subcommand("shapes")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
 
 RESUMABLE = (Evaluate, Ablate, Prepare, Shapes)

@@ -55,6 +55,7 @@ ALLOWED = {
     "loading": {"checkpoints", "models", "segmenter"},
     "prefetch": set(),
     "provenance": {"version"},
+    "bundled": {"errors"},
     "distributed": {"errors"},
     "dataset_run": {"data", "errors", "files", "images", "results", "segmenter"},
     "prediction_cache": {"association", "errors", "files", "masks", "scores", "structs", "video_state"},

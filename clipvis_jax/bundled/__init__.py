@@ -1,0 +1,40 @@
+"""What comes with the package: a small model of the Shapes world and a clip that it was not trained on.
+
+``README.md`` beside this file says how both were made.
+"""
+
+import hashlib
+from pathlib import Path
+
+from clipvis_jax.errors import InputError
+
+_FOLDER = Path(__file__).parent
+_SUMS = "SHA256SUMS"
+
+MODEL = _FOLDER / "model"
+"""The model folder."""
+CLIP = _FOLDER / "clip" / "annotations.json"
+"""The clip's true objects in YouTube-VIS format; its frames lie beside."""
+SIZE = 320
+"""Height and width of the network's input that the model was trained with, see ``InferenceConfig.size``."""
+
+
+def check_files(folder: Path = _FOLDER) -> None:
+    """Compare all bundled files with their checksums; takes some milliseconds.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    remedy = "install clipvis-jax again (in a checkout: git checkout -- clipvis_jax/bundled)"
+    try:
+        lines = (folder / _SUMS).read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"{folder / _SUMS}: missing; {remedy}") from error
+    for line in lines:
+        expected, name = line.split(maxsplit=1)
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise InputError(f"{folder / name}: missing; {remedy}") from error
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise InputError(f"{folder / name}: damaged; {remedy}")
