@@ -41,7 +41,7 @@ from clipvis_jax.pretraining.clip_task import (
     tokenize,
 )
 from clipvis_jax.pretraining.contrastive import box_masks, contrastive_loss, shrink_boxes
-from clipvis_jax.pretraining.step import ClipLossConfig, ClipOptimizerConfig, clip_loss
+from clipvis_jax.pretraining.step import ClipLossConfig, ClipOptimizerConfig, clip_loss, make_clip_schedule
 from clipvis_jax.pretraining.zero_shot import zero_shot_accuracy
 from clipvis_jax.text import PROMPT_TEMPLATES, encode_vocabulary
 from clipvis_jax.tokenizer import load_tokenizer
@@ -215,6 +215,12 @@ def test_devices_change_nothing():
         state, metrics = task.step(task.init_state(), first_inputs(task, experiment))
         results.append(jax.device_get((state.params["trunk"]["stem_norm1"], metrics)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+def test_learning_rate_rises_stays_and_falls():
+    config = ClipOptimizerConfig(learning_rate=1e-3, num_steps=100, warmup_steps=10, decay_share=0.2)
+    rates = [float(make_clip_schedule(config)(step)) for step in (0, 5, 10, 80, 90, 100)]
+    assert rates == pytest.approx([0, 5e-4, 1e-3, 1e-3, 5e-4, 0])
 
 
 def test_single_objects_first():

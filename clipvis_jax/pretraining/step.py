@@ -24,15 +24,17 @@ from clipvis_jax.training.sharding import batch_sharding, replicated
 
 @dataclasses.dataclass(frozen=True)
 class ClipOptimizerConfig:
-    """AdamW with a learning rate that rises linearly for ``warmup_steps`` and falls to 0 like a cosine.
+    """AdamW with a learning rate that rises, stays, and falls to 0.
 
-    ``clip_norm`` limits the norm of all gradients together.
+    It rises linearly for ``warmup_steps`` and falls linearly over the last ``decay_share`` of the steps. ``clip_norm``
+    limits the norm of all gradients together.
     """
 
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     num_steps: int = 4000
     warmup_steps: int = 200
+    decay_share: float = 0.25
     clip_norm: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.98
@@ -42,8 +44,13 @@ class ClipOptimizerConfig:
         for name in ("learning_rate", "num_steps", "clip_norm", "epsilon"):
             if not getattr(self, name) > 0:
                 raise InputError(f"optimizer.{name} {getattr(self, name)}: give more than 0")
-        if not 0 <= self.warmup_steps < self.num_steps:
-            raise InputError(f"optimizer.warmup_steps {self.warmup_steps}: give 0 or more, and less than num_steps")
+        if not 0 <= self.decay_share <= 1:
+            raise InputError(f"optimizer.decay_share {self.decay_share}: give a share from 0 to 1")
+        if not 0 <= self.warmup_steps < self.num_steps * (1 - self.decay_share):
+            raise InputError(
+                f"optimizer.warmup_steps {self.warmup_steps}: give 0 or more, and fewer than the "
+                f"{self.num_steps * (1 - self.decay_share):.0f} steps before the learning rate falls"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +123,9 @@ def make_clip_optimizer(config: ClipOptimizerConfig) -> optax.GradientTransforma
 
 def make_clip_schedule(config: ClipOptimizerConfig) -> optax.Schedule:
     """Return the learning rate as a function of the step, which counts from 0."""
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, config.num_steps)
+    corners = [0, config.warmup_steps, round((1 - config.decay_share) * config.num_steps), config.num_steps]
+    rates = [0.0, config.learning_rate, config.learning_rate, 0.0]
+    return lambda step: jnp.interp(step, jnp.array(corners, jnp.float32), jnp.array(rates))
 
 
 def _is_matrix(params: Any) -> Any:
