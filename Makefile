@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: demo test test-fast lint format bench clean
+.PHONY: demo test test-fast lint format bench bundle clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -17,26 +17,14 @@ $(VENV)/.run: $(BIN)/python pyproject.toml requirements.txt
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-# open_clip's wheel ships CLIP's vocabulary, so that the demo needs no network but a package index.
-$(VENV)/.demo: $(VENV)/.run tests/requirements-oracles.txt
+# The oracles come without their dependencies: torch's would be gigabytes.
+$(VENV)/.test: $(VENV)/.run tests/requirements-oracles.txt
 	$(BIN)/pip install --quiet --no-deps --requirement tests/requirements-oracles.txt
-	@touch $@
-
-$(VENV)/.test: $(VENV)/.demo
 	$(BIN)/pip install --quiet --editable '.[test]'
 	@touch $@
 
-demo: $(VENV)/.demo
-	@mkdir -p $(DEMO)
-	@test -f $(DEMO)/random_rn50.safetensors || { \
-	  echo "Drawing random weights for a full-size RN50 model ..."; \
-	  $(BIN)/python -m bench.random_model RN50 $(DEMO)/random_rn50.safetensors; }
-	@test -f $(DEMO)/model/config.json || $(BIN)/clipvis convert --checkpoint $(DEMO)/random_rn50.safetensors \
-	  --tokenizer "$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("open_clip").submodule_search_locations[0])')/bpe_simple_vocab_16e6.txt.gz" \
-	  --out $(DEMO)/model
-	$(BIN)/clipvis predict demo/dog.mp4 --model $(DEMO)/model --classes "dog, puppy" person "potted plant" \
-	  --top-k 6 --out $(DEMO)/out
-	@echo "Weights are random here, so masks follow the picture but names mean nothing; see README for real weights."
+demo: $(VENV)/.run
+	$(BIN)/clipvis demo --out $(DEMO)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
@@ -57,6 +45,16 @@ bench: $(VENV)/.run
 	$(BIN)/python -m bench.speed
 	$(BIN)/python -m bench.vocabulary
 	$(BIN)/python -m bench.memory
+
+# Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip.
+BUNDLE := clipvis_jax/bundled
+bundle: $(VENV)/.run
+	$(BIN)/python train.py configs/shapes_clip.py --workdir runs/shapes_clip
+	$(BIN)/python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
+	rm -rf $(BUNDLE)/model $(BUNDLE)/clip
+	cp -r runs/shapes_clipvis/model $(BUNDLE)/model
+	$(BIN)/clipvis shapes --split test --first $(CLIP) --count 1 --out $(BUNDLE)/clip
+	cd $(BUNDLE) && find clip model -type f | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
 
 clean:
 	rm -rf $(VENV) build *.egg-info
