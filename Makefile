@@ -48,6 +48,8 @@ bench: $(VENV)/.run
 
 # Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip.
 BUNDLE := clipvis_jax/bundled
+# The first test video with 5 or 6 objects of all three parts that all show, 150 pixels large or more, in half of it.
+CLIP := 9
 bundle: $(VENV)/.run
 	$(BIN)/python train.py configs/shapes_clip.py --workdir runs/shapes_clip
 	$(BIN)/python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis

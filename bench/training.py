@@ -23,7 +23,7 @@ from clipvis_jax.model_sizes import BACKBONES
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.structs import Targets, TrainingBatch
-from clipvis_jax.training.host_memory import keep_freed_memory
+from clipvis_jax.training.host_memory import give_back_freed_memory, keep_freed_memory
 from clipvis_jax.training.losses import LossConfig
 from clipvis_jax.training.matching import MatchingConfig, match
 from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -63,13 +63,14 @@ def measure_step(options):
         remat=options.remat,
         dtype=options.dtype,
     )
+    keep_freed_memory()
     clip_vars = jax.jit(lambda key: {"trunk": model.init_clip(key)["trunk"]})(jax.random.key(1))
     state = init_state(model, optimizer, mesh, seed=0)
     batch = put_batch(random_batch(options.batch, options.size, options.targets, options.slots), mesh)
     start = time.perf_counter()
     step = make_train_step(model, settings, optimizer, mesh).lower(state, clip_vars, batch).compile()
     compile_seconds = time.perf_counter() - start
-    keep_freed_memory()
+    give_back_freed_memory()
     temporary = step.memory_analysis().temp_size_in_bytes / 2**30
     seconds, processor_seconds = [], []
     for _ in range(STEPS):

@@ -85,6 +85,7 @@ ALLOWED = {
         "pretraining.zero_shot",
         "text",
         "tokenizer",
+        "training.host_memory",
         "training.loop",
         "training.sharding",
         "visualize",

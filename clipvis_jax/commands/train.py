@@ -71,8 +71,10 @@ class Train:
         from clipvis_jax.distributed import start_processes
         from clipvis_jax.loading import enable_compilation_cache
         from clipvis_jax.provenance import device, versions
+        from clipvis_jax.training.host_memory import keep_freed_memory
         from clipvis_jax.training.loop import train
 
+        keep_freed_memory()
         start_processes(options.distributed)
         enable_compilation_cache()
         task = open_task(self.experiment, options)

@@ -47,6 +47,7 @@ from clipvis_jax.pretraining.zero_shot import zero_shot_accuracy
 from clipvis_jax.structs import TrainState
 from clipvis_jax.text import PROMPT_TEMPLATES, encode_vocabulary
 from clipvis_jax.tokenizer import ClipTokenizer, make_word_tokenizer
+from clipvis_jax.training.host_memory import give_back_freed_memory
 from clipvis_jax.training.loop import LoopConfig
 from clipvis_jax.training.sharding import batch_sharding, make_mesh, put_batch
 from clipvis_jax.visualize import color_palette, draw_tracks
@@ -212,6 +213,7 @@ class ClipTask:
         shape = batch.images_u8.shape
         if shape not in self._compiled:
             self._compiled[shape] = self._step.lower(state, batch).compile()
+            give_back_freed_memory()
         self._last = self._compiled[shape]
         return self._last(state, batch)
 

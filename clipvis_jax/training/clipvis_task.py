@@ -25,7 +25,7 @@ from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig, mask_logits_from
 from clipvis_jax.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.structs import StepMetrics, Targets, TrainingBatch, TrainState
-from clipvis_jax.training.host_memory import keep_freed_memory
+from clipvis_jax.training.host_memory import give_back_freed_memory
 from clipvis_jax.training.loop import LoopConfig
 from clipvis_jax.training.losses import LOSSES
 from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -174,7 +174,7 @@ class ClipVisTask:
         """Do a step."""
         if self._compiled is None:
             self._compiled = self._step.lower(state, self._trunk, batch).compile()
-            keep_freed_memory()
+            give_back_freed_memory()
         return self._compiled(state, self._trunk, batch)
 
     def problem(self, metrics: StepMetrics) -> str | None:

@@ -1,26 +1,36 @@
-"""How the C library hands out memory, which decides on a CPU's speed more than one would think."""
+"""How the C library hands out memory, which decides on a CPU's speed more than one would think.
+
+XLA asks for gigabytes at every step on a CPU and frees them after it. By default glibc returns such blocks to the system
+and gets new ones, and the system clears them page by page: a fifth of the time of a step.
+"""
 
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
 """The largest number that ``mallopt`` takes: never give less than 2 GiB back."""
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep large blocks that it frees from now on, to use them again. Does nothing without glibc.
+    """Let the process keep the memory that it frees, to use it again; call it at the start. Does nothing without glibc.
 
-    What is free already, compilers leave gigabytes behind, is given back first.
-
-    XLA asks for gigabytes at every call on a CPU and frees them after it. By default glibc returns such blocks to the
-    system and gets new ones, and the system clears them page by page: a fifth of the time of a training step.
+    All threads share one arena from then on: those of single threads are small, and given back all the same.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
+    if library := _glibc():
+        library.mallopt(_M_ARENA_MAX, 1)
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def give_back_freed_memory() -> None:
+    """Give back what is free now: compilers leave gigabytes behind."""
+    if library := _glibc():
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
