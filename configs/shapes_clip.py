@@ -2,7 +2,7 @@
 
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
-Cost: 3,200 steps of 32 images, about 100 regions each.
+Cost: 3,800 steps of 32 images, about 100 regions each.
 Reached: not known yet; docs/log.md has shorter runs.
 """
 
@@ -23,11 +23,11 @@ config = ClipExperiment(
     data=CaptionedDataConfig(num_workers=1),
     stages=(
         # From whole images at once, outlines are not learned at all in this time.
-        Stage(64, share=0.55, single_objects=True),
-        Stage(128, share=0.2, single_objects=True),
+        Stage(64, share=0.46, single_objects=True),
+        Stage(128, share=0.17, single_objects=True),
         # Frames of 160 pixels, at twice their size: at stride 32 the smallest objects still cover some pixels.
-        Stage(320, share=0.25),
+        Stage(320, share=0.37),
     ),
-    optimizer=ClipOptimizerConfig(learning_rate=1e-3, num_steps=3200, warmup_steps=100),
+    optimizer=ClipOptimizerConfig(learning_rate=1e-3, num_steps=3800, warmup_steps=100, decay_share=0.37),
     loop=LoopConfig(log_every=20, checkpoint_every=500, evaluate_every=500),
 )

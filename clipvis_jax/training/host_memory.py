@@ -1,7 +1,7 @@
 """How the C library hands out memory, which decides on a CPU's speed more than one would think.
 
-XLA asks for gigabytes at every step on a CPU and frees them after it. By default glibc returns such blocks to the system
-and gets new ones, and the system clears them page by page: a fifth of the time of a step.
+XLA asks for gigabytes at every step on a CPU and frees them after it. By default glibc returns such blocks to the
+system and gets new ones, and the system clears them page by page: a fifth of the time of a step.
 """
 
 import ctypes
