@@ -1,0 +1,181 @@
+"""What comes with the package: its files are whole and small, the demo runs, and the model scores what it scored."""
+
+import hashlib
+import json
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import av
+import jax
+import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+from clipvis_jax import bundled
+from clipvis_jax.cli import main
+from clipvis_jax.data.catalog import open_dataset
+from clipvis_jax.data.shapes.classes import PARTITIONS
+from clipvis_jax.errors import InputError
+
+FOLDER = Path(bundled.__file__).parent
+MAX_BYTES = 12_000_000
+
+# Of the first eight videos of shapes_val, in float32. TO BE FILLED IN with the bundled model; None equals no score.
+SCORES = {"AP": None, "AP50": None}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Programs compiled by these tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def restored(cache, monkeypatch):
+    """Put back what the command line sets for its whole process."""
+    monkeypatch.setenv("CLIPVIS_CACHE", str(cache))
+    hook, show, logger = sys.unraisablehook, warnings.showwarning, logging.getLogger("absl")
+    level, folder = logger.level, jax.config.jax_compilation_cache_dir
+    yield
+    sys.unraisablehook, warnings.showwarning = hook, show
+    logger.setLevel(level)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    reset_cache()
+
+
+# --- checksums, on a folder of the test's own
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A folder with two files and their checksums, as ``sha256sum`` writes them."""
+    files = {"README.md": b"read me", "model/variables/a b": bytes(range(256))}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+    (tmp_path / "SHA256SUMS").write_text(sums)
+    return tmp_path
+
+
+def damage_of(folder):
+    """Check a damaged folder; returns what is said of it, which has to be one line."""
+    with pytest.raises(InputError) as caught:
+        bundled.check_files(folder)
+    assert "\n" not in str(caught.value)
+    assert "install clipvis-jax again" in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_whole_folder_passes(made):
+    bundled.check_files(made)
+    (made / "__init__.py").write_text("")  # not listed: not looked at
+    bundled.check_files(made)
+
+
+@pytest.mark.parametrize("name", ["README.md", "model/variables/a b", "SHA256SUMS"])
+def test_a_missing_file_is_named(made, name):
+    (made / name).unlink()
+    assert damage_of(made).startswith(f"{made / name}: missing; ")
+
+
+@pytest.mark.parametrize("position", [0, 100, 255])
+def test_a_changed_byte_is_found(made, position):
+    path = made / "model/variables/a b"
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    assert damage_of(made).startswith(f"{path}: damaged; ")
+
+
+def test_a_file_that_was_cut_off_is_found(made):
+    path = made / "README.md"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert damage_of(made).startswith(f"{path}: damaged; ")
+
+
+# --- the bundle
+
+
+def bundled_files():
+    """Return the paths of all that is bundled, but for the package's own modules and the checksums."""
+    return [
+        path
+        for path in FOLDER.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and path.name != "SHA256SUMS"
+    ]
+
+
+def test_the_bundle_is_whole():
+    bundled.check_files()
+
+
+def test_every_bundled_file_has_a_checksum():
+    listed = [line.split(maxsplit=1)[1] for line in (FOLDER / "SHA256SUMS").read_text().splitlines()]
+    assert sorted(listed) == sorted(path.relative_to(FOLDER).as_posix() for path in bundled_files())
+    assert "README.md" in listed
+
+
+def test_the_bundle_is_small():
+    files = bundled_files()
+    assert {FOLDER / "README.md", bundled.CLIP, bundled.MODEL / "config.json"} <= set(files)
+    assert sum(path.stat().st_size for path in [*files, FOLDER / "SHA256SUMS"]) <= MAX_BYTES
+
+
+def test_no_bundled_file_is_left_out_of_the_package():
+    """Patterns such as ``model/**`` pass over hidden files."""
+    names = [path.relative_to(FOLDER) for path in bundled_files()]
+    assert names
+    assert not [name for name in names if any(part.startswith(".") for part in name.parts)]
+
+
+def test_the_clip_shows_all_parts_of_the_classes():
+    """Objects of base, novel and unseen classes, and none of them trained on."""
+    dataset = open_dataset(bundled.CLIP)
+    assert len(dataset) == 1
+    part_of = {category.id: category.partition for category in dataset.categories}
+    assert len(part_of) == 360
+    assert {part_of[instance.category_id] for instance in dataset[0].instances} == set(PARTITIONS.values())
+    assert json.loads(bundled.CLIP.read_text())["info"]["split"] not in ("train", "captions")
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, capsys):
+    out = tmp_path / "new" / "demo"
+    assert main(["demo", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    (summary,) = re.findall(r"^(\d+) of (\d+) objects found, (\d+) of them named rightly out of 360 class names$",
+                            printed, re.MULTILINE)  # fmt: skip
+    found, objects, right = map(int, summary)
+    video = open_dataset(bundled.CLIP)[0]
+    assert objects == len(video.instances)
+    assert 0 < right <= found <= objects
+    assert printed.splitlines()[-1] == f"wrote {out / 'tracks.json'} and {out / 'overlay.mp4'}"
+    assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "tracks.json"]
+    tracks = json.loads((out / "tracks.json").read_text())
+    assert tracks["video"]["length"] == video.length
+    assert len(tracks["categories"]) == 360
+    assert len(tracks["results"]) >= found
+    with av.open(str(out / "overlay.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == video.length
+
+
+@pytest.mark.parametrize("place", ["file", "file/out", "/proc/out"])
+def test_demo_into_a_folder_that_cannot_be(place, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / place
+    assert main(["demo", "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"clipvis: error: {out}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_scores(tmp_path):
+    options = ["--limit", "8", "--size", str(bundled.SIZE), "--out", str(tmp_path), "--no-report"]
+    assert main(["eval", "--model", str(bundled.MODEL), "--dataset", "shapes_val", *options]) == 0
+    stats = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["shapes"]["stats"]
+    assert {name: stats[name] for name in SCORES} == pytest.approx(SCORES, abs=1e-6)
