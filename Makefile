@@ -1,11 +1,11 @@
-# make demo, make test, make lint, make bench: each sets up what it needs in .venv.
+# make demo, make test, make lint, make bench, make ablation: each sets up what it needs in .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: demo test test-fast lint format bench bundle clean
+.PHONY: demo test test-fast lint format bench ablation bundle clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -45,6 +45,11 @@ bench: $(VENV)/.run
 	$(BIN)/python -m bench.speed
 	$(BIN)/python -m bench.vocabulary
 	$(BIN)/python -m bench.memory
+
+# Scores models of the Shapes world, one for each training seed, and writes the tables of docs/experiments.md.
+MODELS ?= clipvis_jax/bundled/model
+ablation: $(VENV)/.run
+	$(BIN)/python -m bench.experiments $(MODELS)
 
 # Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip.
 BUNDLE := clipvis_jax/bundled

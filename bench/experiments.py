@@ -1,0 +1,343 @@
+"""The experiment of docs/experiments.md: scores models of several training seeds and switches their parts one by one.
+
+    python -m bench.experiments                              the bundled model
+    python -m bench.experiments MODEL MODEL MODEL            one model folder for each seed
+    python -m bench.experiments --limit 2 --document /tmp/experiments.md    (a copy of the document)
+
+Runs `clipvis eval` and `clipvis ablate`, and writes their scores between the two marks of the document; what stands
+around the marks stays. Started again it goes on where it was stopped.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from clipvis_jax import bundled
+from clipvis_jax.checkpoints import hash_variables, load_model
+from clipvis_jax.cli import main as clipvis
+from clipvis_jax.data.catalog import DRAWN
+from clipvis_jax.errors import InputError
+from clipvis_jax.files import atomic_path, prepare_output_dir
+from clipvis_jax.text import PROMPT_TEMPLATES
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "experiments.md"
+BEGIN = "<!-- Written by `make ablation` from here on: edits are lost. -->"
+END = "<!-- Written by `make ablation` up to here. -->"
+
+DATASETS = {"val": "shapes_val", "occlusion": "shapes_occlusion"}
+COLUMNS = ("AP", "AP50", "AP base", "AP novel", "AP unseen")
+TITLES = {
+    "components": "Components",
+    "weights": "Weights of the classes",
+    "matching": "Matching",
+    "K": "Best memory frames K",
+    "T": "Memory length T",
+    "templates": "Prompt templates",
+}
+METHOD = ("components", "+ mask IoU (the method)")
+DIFFERENCES = (
+    # What, one score (table, setting, column), the score that it is compared with.
+    (
+        "top-K matching instead of the previous frame",
+        ("components", "+ top-K matching", "AP"),
+        ("components", "baseline: previous frame, class probabilities alone", "AP"),
+    ),
+    ("objectness in the score", ("components", "+ objectness", "AP"), ("components", "+ top-K matching", "AP")),
+    ("mask IoU in the score", (*METHOD, "AP"), ("components", "+ objectness", "AP")),
+    (
+        "top-K of the memory instead of all of it",
+        ("matching", "top-K of the memory", "AP"),
+        ("matching", "all of the memory", "AP"),
+    ),
+    ("K = 5 instead of 1", ("K", "5", "AP"), ("K", "1", "AP")),
+    ("T = 9 instead of 1", ("T", "9", "AP"), ("T", "1", "AP")),
+    (
+        f"{len(PROMPT_TEMPLATES)} templates instead of the name alone",
+        ("templates", f"{len(PROMPT_TEMPLATES)} templates", "AP"),
+        ("templates", "name alone", "AP"),
+    ),
+    ("novel classes against base classes", (*METHOD, "AP novel"), (*METHOD, "AP base")),
+    ("unseen classes against base classes", (*METHOD, "AP unseen"), (*METHOD, "AP base")),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The commands for one model, and where their results go."""
+
+    number: int
+    model: Path
+    out: Path
+    limit: int | None = None
+
+    def folder(self, what):
+        return self.out / f"model{self.number}" / what
+
+    def evaluation(self):
+        """Return the arguments of ``clipvis`` that score the model on val."""
+        return self._command("eval", "val", "val")
+
+    def ablation(self, dataset):
+        """Return the arguments of ``clipvis`` that switch the model's parts on a data set."""
+        return self._command("ablate", dataset, f"ablation_{dataset}")
+
+    def _command(self, command, dataset, folder):
+        options = {"model": self.model, "dataset": DATASETS[dataset], "size": bundled.SIZE, "out": self.folder(folder)}
+        if self.limit is not None:
+            options["limit"] = self.limit
+        return [command, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the commands found for one model.
+
+    ``metrics`` is metrics.json of val; ``ablations`` has the rows of ablation.csv by data set, and these by table and
+    setting: scores 0..1 by column, None where there is no ground truth.
+    """
+
+    run: Run
+    metrics: dict
+    ablations: dict[str, dict[tuple[str, str], dict[str, float | None]]]
+
+
+def check_models(models):
+    """Make sure that all models can be read and differ, before hours are spent on the first.
+
+    Raises:
+        InputError: One is missing or damaged, or the same as another one.
+    """
+    seen = {}
+    for model in models:
+        folder = load_model(model)
+        digest = hash_variables({"clip_vars": folder.clip_vars, "params": folder.params})
+        if digest in seen:
+            raise InputError(f"{model}: the same weights as {seen[digest]}; give every model once")
+        seen[digest] = model
+
+
+def run_commands(run):
+    """Run all commands for one model; leaves what is finished.
+
+    Raises:
+        SystemExit: A command failed, and has said why.
+    """
+    for arguments in (run.evaluation(), *(run.ablation(dataset) for dataset in DATASETS)):
+        print(f"\n$ clipvis {shlex.join(arguments)}", flush=True)
+        if code := clipvis(arguments):
+            sys.exit(code)
+
+
+def read_scores(run):
+    """Read what the commands for one model have written."""
+    ablations = {}
+    for dataset in DATASETS:
+        with (run.folder(f"ablation_{dataset}") / "ablation.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        ablations[dataset] = {
+            (row["table"], row["setting"]): {name: float(row[name]) if row[name] else None for name in COLUMNS}
+            for row in rows
+        }
+    return Scores(run, json.loads((run.folder("val") / "metrics.json").read_text()), ablations)
+
+
+# --- the document
+
+
+def spread(values, *, sign=False):
+    """Write scores 0..1 of several models in percent: the mean, and in brackets the smallest and the largest."""
+    if any(value is None for value in values):
+        return "-"
+    mean, low, high = (f"{100 * f(values):{'+' if sign else ''}.1f}" for f in (statistics.fmean, min, max))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def markdown_table(head, rows, *, num_labels=1):
+    """Write a table; columns after the labels are numbers."""
+    rule = ["---"] * num_labels + ["---:"] * (len(head) - num_labels)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)) + "\n"
+
+
+def command_block(*commands):
+    return "\n".join(["```", *(f"clipvis {shlex.join(arguments)}" for arguments in commands), "```", ""])
+
+
+def main_scores(scores):
+    """Return the scores of one model on val: those of ``COLUMNS``, of the masks alone, of the classes alone."""
+    metrics = scores.metrics["metrics"]["shapes"]
+    groups = [metrics["groups"][name]["AP"] for name in ("base", "novel", "unseen")]
+    oracles = [scores.metrics[name]["AP"] for name in ("class_agnostic", "oracle_masks")]
+    return [metrics["stats"]["AP"], metrics["stats"]["AP50"], *groups, *oracles]
+
+
+def write_conditions(models):
+    """Say what the numbers rest on."""
+    first = models[0]
+    limit = first.run.limit
+    totals = {dataset: DRAWN[name].count for dataset, name in DATASETS.items()}
+    videos = " and ".join(f"{min(limit or n, n)} of the {n} videos of {dataset}" for dataset, n in totals.items())
+    versions = first.metrics["versions"]
+    numbers = (
+        f"with {len(models)} models a number is their mean, and the brackets hold the smallest and the largest"
+        if len(models) > 1
+        else "a single model, so nothing is known about the spread over seeds"
+    )
+    rows = []
+    for model in models:
+        found = model.metrics["model"]
+        source = found["source"] or {}
+        seeds = [(part.get("config") or {}).get("seed", "-") for part in (source, source.get("clip") or {})]
+        rows.append(
+            [str(model.run.number), f"`{found['folder']}`", *map(str, seeds), f"`{found['weights_sha256'][:12]}`"]
+        )
+    return (
+        f"Scores in percent, on {videos}; {numbers}. clipvis_jax {versions['clipvis_jax']}, jax {versions['jax']}, "
+        f"{first.metrics['device']}.\n\n"
+        + markdown_table(["model", "folder", "seed of the decoders", "seed of CLIP", "weights"], rows, num_labels=5)
+        + "\nCommands are those of model 1; for others the folder after `--model` and the number in `--out` change.\n"
+    )
+
+
+def write_main_table(models):
+    """Write the scores on val, model by model."""
+    columns = list(map(main_scores, models))
+    rows = [[str(model.run.number), *(spread([x]) for x in row)] for model, row in zip(models, columns, strict=True)]
+    if len(models) > 1:
+        rows.append(["all", *(spread(values) for values in zip(*columns, strict=True))])
+    head = ["model", *COLUMNS, "masks only", "classes only"]
+    return f"### Main scores, val\n\n{markdown_table(head, rows)}\n{command_block(models[0].run.evaluation())}"
+
+
+def write_differences(models):
+    """Write by how much the method's choices change AP: differences within each model, then their mean."""
+    rows = []
+    for what, better, worse in DIFFERENCES:
+        cells = []
+        for dataset in DATASETS:
+            pairs = [
+                [model.ablations[dataset][table, setting][column] for table, setting, column in (better, worse)]
+                for model in models
+            ]
+            if any(None in pair for pair in pairs):
+                cells.append("-")
+                continue
+            changes = [high - low for high, low in pairs]
+            count = f", above 0 in {sum(x > 0 for x in changes)} of {len(changes)}" if len(changes) > 1 else ""
+            cells.append(spread(changes, sign=True) + count)
+        rows.append([what, *cells])
+    commands = command_block(*(models[0].run.ablation(dataset) for dataset in DATASETS))
+    return f"### What each choice changes, AP\n\n{markdown_table(['choice', *DATASETS], rows)}\n{commands}"
+
+
+def write_ablation(models, table):
+    """Write one table of the ablations, of both data sets."""
+    rows = []
+    for dataset in DATASETS:
+        for key in models[0].ablations[dataset]:
+            if key[0] == table:
+                cells = [spread([model.ablations[dataset][key][name] for model in models]) for name in COLUMNS]
+                rows.append([dataset, key[1], *cells])
+    commands = command_block(*(models[0].run.ablation(dataset) for dataset in DATASETS))
+    head = ["data set", table, *COLUMNS]
+    return f"### {TITLES[table]}\n\n{markdown_table(head, rows, num_labels=2)}\n{commands}"
+
+
+def write_tables(models, plot_name):
+    """Write all that stands between the marks of the document."""
+    parts = [write_conditions(models), write_main_table(models), write_differences(models)]
+    parts += [write_ablation(models, table) for table in TITLES]
+    bars = "; bars from the smallest to the largest of all models" if len(models) > 1 else ""
+    plot = f"### K and T\n\n![AP over K and over T, on val and on occlusion](images/{plot_name})\n\n"
+    return "\n".join([*parts, f"{plot}The AP columns of the tables of K and T{bars}.\n"])
+
+
+def replace_between_marks(text, tables, source):
+    """Put new tables between the marks of a document.
+
+    Raises:
+        InputError: The marks are not there, once each and in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in before + after:
+        raise InputError(f"{source}: needs the lines '{BEGIN}' and '{END}', once each and in this order")
+    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
+
+
+def plot_curves(path, models):
+    """Draw AP over K and over T, of both data sets, as SVG; the same scores give the same file."""
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    for axes, table in zip(figure.subplots(1, 2, sharey=True), ("K", "T"), strict=True):
+        for dataset in DATASETS:
+            keys = [key for key in models[0].ablations[dataset] if key[0] == table]
+            curves = [[100 * model.ablations[dataset][key]["AP"] for model in models] for key in keys]
+            numbers = [int(setting) for _, setting in keys]
+            (line,) = axes.plot(numbers, list(map(statistics.fmean, curves)), marker="o", label=dataset)
+            if len(models) > 1:
+                axes.vlines(numbers, list(map(min, curves)), list(map(max, curves)), color=line.get_color())
+            axes.set(xlabel=table, xticks=numbers)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("AP, %")
+    figure.axes[0].legend()
+    with atomic_path(path) as temporary, mpl.rc_context({"svg.hashsalt": "clipvis"}):
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+
+
+def read_document(path):
+    """Read the document and make sure that tables can be put into it.
+
+    Raises:
+        InputError: It is missing or lacks the marks.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy docs/experiments.md there") from error
+    replace_between_marks(text, "", path)
+    return text
+
+
+def write_document(path, models):
+    """Write the scores of all models into the document, and the plot beside it."""
+    plot = prepare_output_dir(path.parent / "images") / f"{path.stem}.svg"
+    plot_curves(plot, models)
+    text = replace_between_marks(read_document(path), write_tables(models, plot.name), path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+    print(f"\nwrote {path} and {plot}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", type=Path, metavar="MODEL", help="model folder (default: the bundled one)")
+    parser.add_argument("--out", type=Path, default=Path("build/experiments"), help="where the results go")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N videos of each data set only")
+    parser.add_argument("--document", type=Path, default=DOCUMENT, help="where the tables go")
+    options = parser.parse_args(argv)
+    # The path as a user would write it: commands stand in the document.
+    models = options.models or [Path(os.path.relpath(bundled.MODEL))]
+    runs = [Run(number, model, options.out, options.limit) for number, model in enumerate(models, start=1)]
+    try:
+        check_models(models)
+        read_document(options.document)
+        for run in runs:
+            run_commands(run)
+        write_document(options.document, [read_scores(run) for run in runs])
+    except InputError as error:
+        print(f"bench.experiments: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
