@@ -288,7 +288,8 @@ def plot_curves(path, models):
             axes.set(xlabel=table, xticks=numbers)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("AP, %")
-    figure.axes[0].legend()
+    # Beside the panels, where it hides no bar.
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
     with atomic_path(path) as temporary, mpl.rc_context({"svg.hashsalt": "clipvis"}):
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
