@@ -90,6 +90,12 @@ def test_a_changed_byte_is_found(made, position):
     assert damage_of(made).startswith(f"{path}: damaged; ")
 
 
+@pytest.mark.parametrize("content", [b"", b"abc\n", bytes(range(128, 256))])
+def test_a_damaged_list_of_checksums_is_found(made, content):
+    (made / "SHA256SUMS").write_bytes(content)
+    assert damage_of(made).startswith(f"{made / 'SHA256SUMS'}: damaged; ")
+
+
 def test_a_file_that_was_cut_off_is_found(made):
     path = made / "README.md"
     path.write_bytes(path.read_bytes()[:-1])

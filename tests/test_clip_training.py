@@ -480,6 +480,10 @@ def test_other_settings_that_cannot_be():
         CaptionedDataConfig(batch_size=0)
     with pytest.raises(InputError, match="smallest_box"):
         ClipLossConfig(smallest_box=0.0)
+    with pytest.raises(InputError, match=r"pixel_decoder\.dim 48: give a multiple of 32"):
+        PixelDecoderConfig(dim=48)
+    with pytest.raises(InputError, match=r"query_decoder\.dim 50: give a multiple of num_heads, 8"):
+        QueryDecoderConfig(dim=50)
     with pytest.raises(InputError, match="size 100"):
         Stage(100)
     with pytest.raises(InputError, match=r"share 1\.5"):

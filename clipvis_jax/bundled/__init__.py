@@ -26,15 +26,19 @@ def check_files(folder: Path = _FOLDER) -> None:
         InputError: A file is missing or damaged.
     """
     remedy = "install clipvis-jax again (in a checkout: git checkout -- clipvis_jax/bundled)"
+    sums = folder / _SUMS
     try:
-        lines = (folder / _SUMS).read_text().splitlines()
-    except OSError as error:
-        raise InputError(f"{folder / _SUMS}: missing; {remedy}") from error
-    for line in lines:
-        expected, name = line.split(maxsplit=1)
+        lines = [line.split(maxsplit=1) for line in sums.read_text().splitlines()]
+    except FileNotFoundError as error:
+        raise InputError(f"{sums}: missing; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{sums}: damaged; {remedy}") from error
+    if not lines or any(len(line) != 2 for line in lines):
+        raise InputError(f"{sums}: damaged; {remedy}")
+    for expected, name in lines:
         try:
             content = (folder / name).read_bytes()
-        except OSError as error:
+        except FileNotFoundError as error:
             raise InputError(f"{folder / name}: missing; {remedy}") from error
         if hashlib.sha256(content).hexdigest() != expected:
             raise InputError(f"{folder / name}: damaged; {remedy}")

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 # The two-pass variance: the faster E[x^2] - E[x]^2 loses digits where the mean is large against the spread.
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
-GroupNorm32 = partial(nn.GroupNorm, num_groups=32, epsilon=1e-5, use_fast_variance=False)
+NUM_GROUPS = 32
+GroupNorm32 = partial(nn.GroupNorm, num_groups=NUM_GROUPS, epsilon=1e-5, use_fast_variance=False)
 
 
 def Conv(features: int, size: int, *, dtype: DTypeLike, **settings: Any) -> nn.Conv:  # noqa: N802, a module

@@ -11,8 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from clipvis_jax import ops
+from clipvis_jax.errors import InputError
 from clipvis_jax.models.deformable_attention import DeformableAttention, LevelShapes
-from clipvis_jax.models.layers import Conv, GroupNorm32, LayerNorm, Mlp
+from clipvis_jax.models.layers import NUM_GROUPS, Conv, GroupNorm32, LayerNorm, Mlp
 from clipvis_jax.structs import ClipFeatures, PixelFeatures
 
 NUM_LEVELS = 3
@@ -21,7 +22,7 @@ NUM_LEVELS = 3
 
 @dataclasses.dataclass(frozen=True)
 class PixelDecoderConfig:
-    """Sizes of the pixel decoder."""
+    """Sizes of the pixel decoder; ``dim`` is a multiple of 32 (its group norms) and of ``num_heads``."""
 
     dim: int = 256
     mask_dim: int = 256
@@ -29,6 +30,12 @@ class PixelDecoderConfig:
     num_heads: int = 8
     num_points: int = 4
     ffn_dim: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.dim % NUM_GROUPS or self.dim % self.num_heads:
+            raise InputError(
+                f"pixel_decoder.dim {self.dim}: give a multiple of {NUM_GROUPS} and of num_heads, {self.num_heads}"
+            )
 
 
 class DeformableEncoderLayer(nn.Module):

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from clipvis_jax import ops
+from clipvis_jax.errors import InputError
 from clipvis_jax.models.layers import LayerNorm, Mlp, MultiHeadAttention
 from clipvis_jax.structs import PixelFeatures, QueryPrediction
 
@@ -29,6 +30,10 @@ class QueryDecoderConfig:
     mask_dim: int = 256
     num_heads: int = 8
     ffn_dim: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads:
+            raise InputError(f"query_decoder.dim {self.dim}: give a multiple of num_heads, {self.num_heads}")
 
 
 def mask_logits_from(

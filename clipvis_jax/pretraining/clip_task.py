@@ -277,7 +277,7 @@ class ClipTask:
 
     def export(self, state: TrainState, folder: Path, source: Mapping[str, Any]) -> None:
         """Write a model folder: the CLIP, and decoders with random weights."""
-        params = self._model.init_decoders(jax.random.key(self._experiment.seed))
+        params = jax.jit(self._model.init_decoders)(jax.random.key(self._experiment.seed))
         clip_vars = jax.device_get(state.params)
         save_model(folder, self._config, clip_vars, params, self._tokenizer, source=dict(source), overwrite=True)
 
