@@ -3,7 +3,7 @@
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
     python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
-Cost: 2,800 steps of 8 images at 320x320.
+Cost: 2,200 steps of 8 images at 320x320.
 """
 
 from clipvis_jax.data.pipeline import PipelineConfig
@@ -32,9 +32,9 @@ config = ClipVisExperiment(
     ),
     step=TrainingConfig(losses=LossConfig(num_points=1024)),
     optimizer=OptimizerConfig(
-        learning_rate=1e-3, num_steps=2800, drop_steps=(2100, 2600), warmup_steps=100, warmup_factor=0.0
+        learning_rate=1e-3, num_steps=2200, drop_steps=(1650, 2050), warmup_steps=100, warmup_factor=0.0
     ),
-    evaluation=EvaluationConfig("shapes_val", limit=16, inference=InferenceConfig(size=320)),
-    loop=LoopConfig(log_every=20, checkpoint_every=700, evaluate_every=700),
+    evaluation=EvaluationConfig("shapes_val", limit=8, inference=InferenceConfig(size=320)),
+    loop=LoopConfig(log_every=20, checkpoint_every=550, evaluate_every=1100),
     storage="float16",
 )
