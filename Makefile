@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+# Compiling, which tests mostly do, keeps one core busy. A test file needs up to 7 GB.
+TEST_WORKERS ?= 2
 
 .PHONY: demo test test-fast lint format bench ablation bundle clean
 
@@ -27,10 +29,10 @@ demo: $(VENV)/.run
 	$(BIN)/clipvis demo --out $(DEMO)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile -m "not slow"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
