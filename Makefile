@@ -62,7 +62,7 @@ bundle: $(VENV)/.run
 	$(BIN)/python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
 	rm -rf $(BUNDLE)/model $(BUNDLE)/clip
 	cp -r runs/shapes_clipvis/model $(BUNDLE)/model
-	$(BIN)/clipvis shapes --split test --first $(CLIP) --count 1 --out $(BUNDLE)/clip
+	$(BIN)/clipvis shapes --split test --first $(CLIP) --count 1 --size 480 --out $(BUNDLE)/clip
 	cd $(BUNDLE) && find clip model -type f | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
 
 clean:
