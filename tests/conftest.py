@@ -21,9 +21,14 @@ install_import_hook(
 )
 
 import functools
+import logging
+import sys
+import warnings
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from safetensors.numpy import load_file
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -47,3 +52,15 @@ def tiny_state_dict(family: str) -> dict[str, np.ndarray]:
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def restored_globals():
+    """Put back what the command line sets for its whole process."""
+    hook, show, logger = sys.unraisablehook, warnings.showwarning, logging.getLogger("absl")
+    level, folder = logger.level, jax.config.jax_compilation_cache_dir
+    yield
+    sys.unraisablehook, warnings.showwarning = hook, show
+    logger.setLevel(level)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    reset_cache()

@@ -2,16 +2,11 @@
 
 import hashlib
 import json
-import logging
 import re
-import sys
-import warnings
 from pathlib import Path
 
 import av
-import jax
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from clipvis_jax import bundled
 from clipvis_jax.cli import main
@@ -33,16 +28,8 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def restored(cache, monkeypatch):
-    """Put back what the command line sets for its whole process."""
+def own_cache(cache, monkeypatch, restored_globals):
     monkeypatch.setenv("CLIPVIS_CACHE", str(cache))
-    hook, show, logger = sys.unraisablehook, warnings.showwarning, logging.getLogger("absl")
-    level, folder = logger.level, jax.config.jax_compilation_cache_dir
-    yield
-    sys.unraisablehook, warnings.showwarning = hook, show
-    logger.setLevel(level)
-    jax.config.update("jax_compilation_cache_dir", folder)
-    reset_cache()
 
 
 # --- checksums, on a folder of the test's own

@@ -2,17 +2,14 @@
 
 import csv
 import json
-import logging
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from tiny import tiny_model_folder
 
 import clipvis_jax
@@ -49,16 +46,8 @@ WHOLE_IMAGES_FROM = 8
 
 
 @pytest.fixture(autouse=True)
-def restored(cache, monkeypatch):
-    """Put back what the command line sets for its whole process."""
+def own_cache(cache, monkeypatch, restored_globals):
     monkeypatch.setenv("CLIPVIS_CACHE", str(cache))
-    hook, show, logger = sys.unraisablehook, warnings.showwarning, logging.getLogger("absl")
-    level, folder = logger.level, jax.config.jax_compilation_cache_dir
-    yield
-    sys.unraisablehook, warnings.showwarning = hook, show
-    logger.setLevel(level)
-    jax.config.update("jax_compilation_cache_dir", folder)
-    reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,18 @@
 
 import functools
 import json
-import logging
 import os
 import re
 import resource
 import signal
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from conftest import golden
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from PIL import Image
 from safetensors.numpy import save_file
 from tiny import tiny_model_folder, tiny_tokenizer, wordy_state_dict
@@ -32,16 +28,7 @@ from clipvis_jax.video_writer import VideoWriter
 CLI = [sys.executable, "-m", "clipvis_jax.cli"]
 
 
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """Put back what the command line sets for its whole process."""
-    hook, show, logger = sys.unraisablehook, warnings.showwarning, logging.getLogger("absl")
-    level, cache = logger.level, jax.config.jax_compilation_cache_dir
-    yield
-    sys.unraisablehook, warnings.showwarning = hook, show
-    logger.setLevel(level)
-    jax.config.update("jax_compilation_cache_dir", cache)
-    reset_cache()
+pytestmark = pytest.mark.usefixtures("restored_globals")
 
 
 @pytest.fixture(scope="module")

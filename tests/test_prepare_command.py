@@ -1,9 +1,6 @@
 """``clipvis prepare``."""
 
 import json
-import logging
-import sys
-import warnings
 
 import pytest
 from annotation_files import write_dataset, youtube_vis
@@ -11,15 +8,7 @@ from annotation_files import write_dataset, youtube_vis
 from clipvis_jax.cli import main
 from clipvis_jax.data.catalog import open_dataset
 
-
-@pytest.fixture(autouse=True)
-def restored():
-    """Put back what the command line sets for its whole process."""
-    hook, show, logger = sys.unraisablehook, warnings.showwarning, logging.getLogger("absl")
-    level = logger.level
-    yield
-    sys.unraisablehook, warnings.showwarning = hook, show
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("restored_globals")
 
 
 @pytest.fixture
