@@ -55,15 +55,15 @@ ablation: $(VENV)/.run
 
 # Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip.
 BUNDLE := clipvis_jax/bundled
-# The first test video with 5 or 6 objects of all three parts that all show, 150 pixels large or more, in half of it.
-CLIP := 9
+# A test video with objects of all three parts, picked by hand.
+CLIP := 34
 bundle: $(VENV)/.run
 	$(BIN)/python train.py configs/shapes_clip.py --workdir runs/shapes_clip
 	$(BIN)/python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
 	rm -rf $(BUNDLE)/model $(BUNDLE)/clip
 	cp -r runs/shapes_clipvis/model $(BUNDLE)/model
 	$(BIN)/clipvis shapes --split test --first $(CLIP) --count 1 --size 480 --out $(BUNDLE)/clip
-	cd $(BUNDLE) && find clip model -type f | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
+	cd $(BUNDLE) && find README.md clip model -type f | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -17,8 +17,10 @@ from clipvis_jax.errors import InputError
 FOLDER = Path(bundled.__file__).parent
 MAX_BYTES = 12_000_000
 
-# Of the first eight videos of shapes_val, in float32. TO BE FILLED IN with the bundled model; None equals no score.
-SCORES = {"AP": None, "AP50": None}
+# Of the first eight videos of shapes_val, in float32. Other processors round otherwise, and a pixel may carry a track
+# over a threshold: of one object in a class of one that is a hundredth of a class's AP, a few ten-thousandths of the mean.
+SCORES = {"AP": 0.43313531353135315, "AP50": 0.6504675467546754}
+TOLERANCE = 5e-3
 
 
 @pytest.fixture(scope="module")
@@ -171,4 +173,4 @@ def test_scores(tmp_path):
     options = ["--limit", "8", "--size", str(bundled.SIZE), "--out", str(tmp_path), "--no-report"]
     assert main(["eval", "--model", str(bundled.MODEL), "--dataset", "shapes_val", *options]) == 0
     stats = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["shapes"]["stats"]
-    assert {name: stats[name] for name in SCORES} == pytest.approx(SCORES, abs=1e-6)
+    assert {name: stats[name] for name in SCORES} == pytest.approx(SCORES, abs=TOLERANCE)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from clipvis_jax.data.records import Dataset
     from clipvis_jax.evaluation.outcomes import Outcome
 
-_MIN_SCORE = 0.2
-"""As 'clipvis predict' has it."""
+_MIN_SCORE = 0.4
+"""Lower ones are mostly second tracks of the same object, which the method does not suppress."""
 
 
 @dataclasses.dataclass(frozen=True)
