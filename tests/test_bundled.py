@@ -18,7 +18,7 @@ FOLDER = Path(bundled.__file__).parent
 MAX_BYTES = 12_000_000
 
 # Of the first eight videos of shapes_val, in float32. Other processors round otherwise, and a pixel may carry a track
-# over a threshold: of one object in a class of one that is a hundredth of a class's AP, a few ten-thousandths of the mean.
+# over one of the ten thresholds: a tenth of its class's AP, some thousandths of the mean over the classes shown.
 SCORES = {"AP": 0.43313531353135315, "AP50": 0.6504675467546754}
 TOLERANCE = 5e-3
 
