@@ -111,7 +111,7 @@ def plain_matches(truths, results, threshold, protocol, bounds):
         return not low <= plain_area(record, protocol, is_result) <= high
 
     def left_out(truth):
-        return outside(truth) or (protocol == "ytvis" and truth["iscrowd"] == 1)
+        return outside(truth) or (protocol in ("ytvis", "shapes") and truth["iscrowd"] == 1)
 
     for rank, result in enumerate(sorted(results, key=lambda r: -r["score"])[:100]):
         found = pixels(result["segmentations"])
@@ -151,7 +151,8 @@ def plain_score(ground_truth, results, category_id, protocol, name):
     results = [r for r in results if r["category_id"] == category_id]
     low, high = AREA_RANGES[max("sml".find(name[2]) + 1, 0) if name[2:] else 0]
     num_true = sum(
-        low <= plain_area(t, protocol, False) <= high and not (protocol == "ytvis" and t["iscrowd"]) for t in truths
+        low <= plain_area(t, protocol, False) <= high and not (protocol in ("ytvis", "shapes") and t["iscrowd"])
+        for t in truths
     )
     if num_true == 0:
         return ABSENT
