@@ -153,6 +153,8 @@ def save_model(
                 new.mkdir()
             _save_variables(new / "variables", variables)
             if is_first:
+                # Orbax notes in it, and never reads, what the folder was called on the machine that wrote it.
+                (new / "variables" / "commit_success.txt").unlink(missing_ok=True)
                 tokenizer.save(new / "tokenizer")
                 (new / "config.json").write_text(json.dumps(description, indent=2) + "\n")
                 _move_into_place(new, folder, old=temporary / "old")

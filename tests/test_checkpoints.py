@@ -72,6 +72,13 @@ def tiny_config() -> ClipVisConfig:
 # --- reading
 
 
+def test_a_folder_does_not_tell_where_it_was_written(tmp_path: Path) -> None:
+    save(tmp_path / "model")
+    files = [file for file in (tmp_path / "model").rglob("*") if file.is_file()]
+    assert files
+    assert not [file for file in files if str(tmp_path).encode() in file.read_bytes()]
+
+
 def test_float16_makes_the_folder_smaller_and_is_read_as_float32(made: Path, tmp_path: Path) -> None:
     whole = load_model(made)
     half = tmp_path / "half"
