@@ -16,7 +16,7 @@ from clipvis_jax.commands.convert import Convert
 from clipvis_jax.commands.demo import Demo
 from clipvis_jax.commands.evaluate import Evaluate
 from clipvis_jax.commands.export import Export
-from clipvis_jax.commands.interrupt import GOES_ON, STOPPED
+from clipvis_jax.commands.interrupt import GOES_ON, STOPPED, remembering_ctrl_c
 from clipvis_jax.commands.predict import Predict
 from clipvis_jax.commands.prepare import Prepare
 from clipvis_jax.commands.shapes import Shapes
@@ -50,16 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"clipvis {__version__}")
         return 0
     command: Command | Train | CompileCheck | None = None
-    try:
-        command = parse_command(arguments)
-        _hush_libraries()
-        command.run()
-    except InputError as error:
-        print(f"clipvis: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(GOES_ON if isinstance(command, RESUMABLE) else STOPPED, file=sys.stderr)
-        return 130
+    with remembering_ctrl_c() as ctrl_c:
+        try:
+            command = parse_command(arguments)
+            _hush_libraries()
+            command.run()
+        except (Exception, KeyboardInterrupt) as error:
+            if ctrl_c.pressed or isinstance(error, KeyboardInterrupt):
+                print(GOES_ON if isinstance(command, RESUMABLE) else STOPPED, file=sys.stderr)
+                return 130
+            if isinstance(error, InputError):
+                print(f"clipvis: error: {error}", file=sys.stderr)
+                return 2
+            raise
     return 0
 
 

@@ -22,6 +22,7 @@ install_import_hook(
 
 import functools
 import logging
+import signal
 import sys
 import warnings
 
@@ -30,6 +31,10 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from safetensors.numpy import load_file
+
+# A shell in the background starts its commands with Ctrl-C ignored, and they would hand that on to those under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDENS = Path(__file__).parent / "goldens"
 FAMILIES = ("rn", "convnext")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tiny import tiny_model_folder, tiny_tokenizer, wordy_state_dict
 
 import clipvis_jax
 from clipvis_jax.cli import main
+from clipvis_jax.commands.predict import Predict
 from clipvis_jax.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.version import __version__
 from clipvis_jax.video import FrameSelection, open_frames
@@ -119,6 +121,7 @@ from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *more: None if name in {modules!r} else find(name, *more)
 from clipvis_jax.cli import main
+from clipvis_jax.commands.predict import Predict
 """
 
 
@@ -526,3 +529,27 @@ def test_ctrl_c_leaves_nothing(moment: str, home: Path, tmp_path: Path) -> None:
     assert errors.splitlines()[-1] == "clipvis: stopped; nothing was written"
     assert "Traceback" not in shown + errors
     assert list(tmp_path.iterdir()) == [video]
+
+
+def test_ctrl_c_inside_native_code(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code in C may drop Ctrl-C's exception and raise its own."""
+
+    def interrupted(_: Predict) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise TypeError("got an unexpected keyword argument 'copy'")
+
+    monkeypatch.setattr(Predict, "run", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["predict", "clip.mp4", "--model", "model", "--classes", "dog"]) == 130
+    assert capsys.readouterr().err == "clipvis: stopped; nothing was written\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_errors_of_our_own_are_not_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Predict) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(Predict, "run", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        main(["predict", "clip.mp4", "--model", "model", "--classes", "dog"])
