@@ -35,6 +35,7 @@ BEGIN = "<!-- Written by `make ablation` from here on: edits are lost. -->"
 END = "<!-- Written by `make ablation` up to here. -->"
 
 DATASETS = {"val": "shapes_val", "occlusion": "shapes_occlusion"}
+PARTS = ("base", "novel", "unseen")
 COLUMNS = ("AP", "AP50", "AP base", "AP novel", "AP unseen")
 TITLES = {
     "components": "Components",
@@ -77,11 +78,13 @@ class Run:
 
     number: int
     model: Path
+    digest: str
     out: Path
     limit: int | None = None
 
     def folder(self, what):
-        return self.out / f"model{self.number}" / what
+        # By weights, so that results of other models may lie beside.
+        return self.out / self.digest[:12] / what
 
     def evaluation(self):
         """Return the arguments of ``clipvis`` that score the model on val."""
@@ -111,8 +114,8 @@ class Scores:
     ablations: dict[str, dict[tuple[str, str], dict[str, float | None]]]
 
 
-def check_models(models):
-    """Make sure that all models can be read and differ, before hours are spent on the first.
+def digest_models(models):
+    """Return the digests of the models' weights; none may be missing or come twice, before hours go into the first.
 
     Raises:
         InputError: One is missing or damaged, or the same as another one.
@@ -124,6 +127,7 @@ def check_models(models):
         if digest in seen:
             raise InputError(f"{model}: the same weights as {seen[digest]}; give every model once")
         seen[digest] = model
+    return list(seen)
 
 
 def run_commands(run):
@@ -173,11 +177,17 @@ def command_block(*commands):
 
 
 def main_scores(scores):
-    """Return the scores of one model on val: those of ``COLUMNS``, of the masks alone, of the classes alone."""
+    """Return the scores of one model on val: those of ``COLUMNS``, with true names, with true masks."""
     metrics = scores.metrics["metrics"]["shapes"]
-    groups = [metrics["groups"][name]["AP"] for name in ("base", "novel", "unseen")]
-    oracles = [scores.metrics[name]["AP"] for name in ("class_agnostic", "oracle_masks")]
+    groups = [metrics["groups"][name]["AP"] for name in PARTS]
+    oracles = [scores.metrics[name]["AP"] for name in ("oracle_names", "oracle_masks")]
     return [metrics["stats"]["AP"], metrics["stats"]["AP50"], *groups, *oracles]
+
+
+def class_agnostic_scores(scores):
+    """Return the class-agnostic AP of one model on val: of all objects, and of those of each part."""
+    found = scores.metrics["class_agnostic"]
+    return [found["stats"]["AP"], *(found["groups"][name]["AP"] for name in PARTS)]
 
 
 def write_conditions(models):
@@ -210,12 +220,21 @@ def write_conditions(models):
 
 def write_main_table(models):
     """Write the scores on val, model by model."""
-    columns = list(map(main_scores, models))
-    rows = [[str(model.run.number), *(spread([x]) for x in row)] for model, row in zip(models, columns, strict=True)]
+    main = model_table(models, [*COLUMNS, "true names", "true masks"], main_scores)
+    found = model_table(models, ["all", *PARTS], class_agnostic_scores)
+    return (
+        f"### Main scores, val\n\n{main}\nClass-agnostic AP, val: how well objects are found, whatever they are called."
+        f"\n\n{found}\n{command_block(models[0].run.evaluation())}"
+    )
+
+
+def model_table(models, head, scores_of):
+    """Write a table with a row for each model, and one for all of them if there are several."""
+    table = list(map(scores_of, models))
+    rows = [[str(model.run.number), *(spread([x]) for x in row)] for model, row in zip(models, table, strict=True)]
     if len(models) > 1:
-        rows.append(["all", *(spread(values) for values in zip(*columns, strict=True))])
-    head = ["model", *COLUMNS, "masks only", "classes only"]
-    return f"### Main scores, val\n\n{markdown_table(head, rows)}\n{command_block(models[0].run.evaluation())}"
+        rows.append(["all", *(spread(values) for values in zip(*table, strict=True))])
+    return markdown_table(["model", *head], rows)
 
 
 def write_differences(models):
@@ -327,9 +346,11 @@ def main(argv=None):
     options = parser.parse_args(argv)
     # The path as a user would write it: commands stand in the document.
     models = options.models or [Path(os.path.relpath(bundled.MODEL))]
-    runs = [Run(number, model, options.out, options.limit) for number, model in enumerate(models, start=1)]
     try:
-        check_models(models)
+        runs = [
+            Run(number, model, digest, options.out, options.limit)
+            for number, (model, digest) in enumerate(zip(models, digest_models(models), strict=True), start=1)
+        ]
         read_document(options.document)
         for run in runs:
             run_commands(run)

@@ -167,7 +167,8 @@ def test_perfect_results_score_one(annotations, tmp_path, capsys):
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["metrics"]["lvvis"]["stats"]["AP"] == 1
     assert metrics["metrics"]["lvvis"]["groups"]["novel"]["AP"] == 1
-    assert metrics["class_agnostic"]["AP"] == metrics["oracle_masks"]["AP"] == 1
+    assert metrics["class_agnostic"]["stats"]["AP"] == metrics["class_agnostic"]["groups"]["novel"]["AP"] == 1
+    assert metrics["oracle_names"]["AP"] == metrics["oracle_masks"]["AP"] == 1
     assert "100.0" in capsys.readouterr().out
     assert not (tmp_path / "out" / "results.json").exists()
 

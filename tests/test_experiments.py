@@ -26,7 +26,11 @@ def write_results(run, ap):
     groups = {"base": {"AP": ap}, "novel": {"AP": ap - 0.1}, "unseen": {"AP": None}}
     metrics = {
         "metrics": {"shapes": {"stats": stats, "groups": groups}},
-        "class_agnostic": {"AP": 0.8},
+        "class_agnostic": {
+            "stats": {"AP": 0.8},
+            "groups": {"base": {"AP": 0.7}, "novel": {"AP": 0.9}, "unseen": {"AP": None}},
+        },
+        "oracle_names": {"AP": 0.65},
         "oracle_masks": {"AP": 0.6},
         "versions": {"clipvis_jax": "1.2", "jax": "3.4"},
         "device": "1 x abacus",
@@ -53,7 +57,7 @@ def write_results(run, ap):
 
 @pytest.fixture
 def models(tmp_path):
-    runs = [Run(number, Path(f"runs/{number}"), tmp_path / "out") for number in (1, 2, 3)]
+    runs = [Run(number, Path(f"runs/{number}"), f"{number}" * 64, tmp_path / "out") for number in (1, 2, 3)]
     for run, ap in zip(runs, (0.2, 0.3, 0.25), strict=True):
         write_results(run, ap)
     return [experiments.read_scores(run) for run in runs]
@@ -80,9 +84,10 @@ def test_mean_and_spread(values, sign, expected):
 
 def test_numbers_reach_their_cells(models):
     text = experiments.write_tables(models, "plot.svg")
-    head = ["AP", "AP50", "AP base", "AP novel", "AP unseen", "masks only", "classes only"]
+    head = ["AP", "AP50", "AP base", "AP novel", "AP unseen", "true names", "true masks"]
     assert cells_of(text, "model", "AP") == head[1:]
-    assert cells_of(text, "2", "30.0") == ["40.0", "30.0", "20.0", "-", "80.0", "60.0"]
+    assert cells_of(text, "2", "30.0") == ["40.0", "30.0", "20.0", "-", "65.0", "60.0"]
+    assert cells_of(text, "2", "80.0") == ["70.0", "90.0", "-"]
     assert cells_of(text, "all")[:4] == [
         "25.0 (20.0 to 30.0)",
         "35.0 (30.0 to 40.0)",
@@ -127,6 +132,11 @@ def test_commands_in_the_document_are_those_that_run(models):
     assert isinstance(occlusion, Ablate)
     assert (val.dataset, occlusion.dataset, occlusion.size) == ("shapes_val", "shapes_occlusion", 320)
     assert len({evaluation.out, val.out, occlusion.out}) == 3
+
+
+def test_results_of_other_models_lie_beside(models):
+    first, second = (model.run for model in models[:2])
+    assert dataclasses.replace(first, number=2).folder("val") == first.folder("val") != second.folder("val")
 
 
 def test_text_around_the_marks_stays(models, tmp_path):
@@ -177,4 +187,5 @@ def test_whole_experiment(tmp_path, monkeypatch):
     text = document.read_text()
     assert "1 of the 1 videos of val" in text
     assert text.count("\n| val |") == len(paper_settings())
-    assert isinstance(experiments.read_scores(Run(1, model, tmp_path / "out")), Scores)
+    (digest,) = experiments.digest_models([model])
+    assert isinstance(experiments.read_scores(Run(1, model, digest, tmp_path / "out")), Scores)

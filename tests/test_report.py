@@ -18,8 +18,8 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation import (
     PROTOCOLS,
     evaluate,
-    evaluate_class_agnostic,
     evaluate_classification,
+    evaluate_segmentation,
     parse_ground_truth,
     parse_results,
 )
@@ -109,7 +109,7 @@ def make(path, case, protocol="lvvis", metrics=METRICS, **options):
         path / "report.html",
         metrics,
         video_metrics=evaluate(truth, found, rules, groups=options.get("groups")),
-        class_agnostic=evaluate_class_agnostic(truth, found, rules),
+        segmentation=evaluate_segmentation(truth, found, rules),
         classification=evaluate_classification(truth, found, rules),
         ground_truth=truth,
         results=found,

@@ -14,6 +14,7 @@ from clipvis_jax.evaluation import (
     evaluate,
     evaluate_class_agnostic,
     evaluate_classification,
+    evaluate_segmentation,
     load_ground_truth,
     load_results,
     parse_ground_truth,
@@ -228,6 +229,40 @@ def test_class_agnostic_scores_tracks_whatever_their_class():
     for surplus, expected in ((copies, 1), (other, 2 / 3)):
         metrics = evaluate_class_agnostic(truth, parse_results([*surplus, *results], truth), PROTOCOLS["ytvis"])
         assert metrics.stats["AP"] == pytest.approx(expected)
+
+
+def test_class_agnostic_scores_of_groups():
+    """Annotations of other groups neither count nor make their tracks wrong; tracks on nothing cost every group."""
+    ground_truth, results = small_case()
+    truth = parse_ground_truth(ground_truth)
+    cat, dog = (annotation["category_id"] for annotation in ground_truth["annotations"][:2])
+    nothing = results[0] | {"score": 0.99, "segmentations": track((15, 15, 5, 5), None, None)}
+    for protocol in ("ytvis", "lvvis"):
+
+        def groups(records, protocol=PROTOCOLS[protocol]):
+            members = {"cats": {cat}, "dogs": {dog}, "none": {3}}
+            metrics = evaluate_class_agnostic(truth, parse_results(records, truth), protocol, groups=members)
+            return {name: stats["AP"] for name, stats in metrics.groups.items()}
+
+        assert groups(results[:1]) == pytest.approx({"cats": 1, "dogs": 0, "none": ABSENT})
+        assert groups([nothing, *results[:1]])["cats"] == pytest.approx(0.5)
+
+
+def test_segmentation_scores_masks_whatever_the_names():
+    ground_truth, results = small_case()
+    truth = parse_ground_truth(ground_truth)
+
+    def ap(records):
+        return evaluate_segmentation(truth, parse_results(records, truth), PROTOCOLS["lvvis"]).stats["AP"]
+
+    right = ap(results)
+    assert right == pytest.approx((1 + (2 * 1 + 8 * 0.5) / 10) / 2)  # the better one of two tracks comes second
+    swapped = [record | {"category_id": 4 - record["category_id"]} for record in results]
+    assert ap(swapped) == pytest.approx(right)
+    # The same track under a further name is one track, with its best score; a track on nothing has no name.
+    nothing = results[0] | {"score": 0.99, "segmentations": track((15, 15, 5, 5), None, None)}
+    assert ap([*results, results[0] | {"category_id": 2, "score": 0.1}, nothing]) == pytest.approx(right)
+    assert ap(results[:1]) == pytest.approx(0.5)
 
 
 def test_classification_scores_names_whatever_the_masks():

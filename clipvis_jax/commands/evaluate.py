@@ -247,7 +247,7 @@ class Evaluate:
                 written[-1],
                 content,
                 video_metrics=summary.main,
-                class_agnostic=summary.class_agnostic,
+                segmentation=summary.oracle_names,
                 ground_truth=ground_truth,
                 results=results,
                 classification=summary.oracle_masks,

@@ -1,6 +1,10 @@
 """Scores of results against ground truth, by the official protocols (numpy)."""
 
-from clipvis_jax.evaluation.diagnostics import evaluate_class_agnostic, evaluate_classification
+from clipvis_jax.evaluation.diagnostics import (
+    evaluate_class_agnostic,
+    evaluate_classification,
+    evaluate_segmentation,
+)
 from clipvis_jax.evaluation.inputs import (
     ground_truth_from,
     load_ground_truth,
@@ -19,6 +23,7 @@ __all__ = [
     "evaluate",
     "evaluate_class_agnostic",
     "evaluate_classification",
+    "evaluate_segmentation",
     "ground_truth_from",
     "load_ground_truth",
     "load_results",

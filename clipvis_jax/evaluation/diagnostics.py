@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -13,28 +13,61 @@ from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate, trac
 
 
 def evaluate_class_agnostic(
-    ground_truth: GroundTruth, results: Sequence[Result], protocol: Protocol, *, show_progress: bool = False
+    ground_truth: GroundTruth,
+    results: Sequence[Result],
+    protocol: Protocol,
+    *,
+    groups: Mapping[str, Collection[int]] | None = None,
+    show_progress: bool = False,
 ) -> VideoMetrics:
     """Score the tracks without regard to class, as if all classes were one.
 
     Results of a video with the very same masks, which are one track under several classes, count once, with their
-    best score. The metrics have one class, of id 1, and no groups.
+    best score. The metrics have one class, of id 1.
+
+    Args:
+        ground_truth: The true tracks.
+        results: The tracks found, under any classes.
+        protocol: Which official evaluator to follow; its groups are not used.
+        groups: Sets of category ids, by name. For each the metrics tell how well the annotations of these classes are
+            found: all others neither count nor cost anything.
+        show_progress: Show a progress bar.
     """
-    best: dict[tuple[int, tuple[str | None, ...]], Result] = {}
-    for result in results:
-        key = result.video_id, tuple(result.track.counts)
-        if key not in best or best[key].score < result.score:
-            best[key] = result
-    return evaluate(
-        dataclasses.replace(
-            ground_truth,
-            categories={1: {"id": 1, "name": "any"}},
-            annotations=[dataclasses.replace(annotation, category_id=1) for annotation in ground_truth.annotations],
-        ),
-        [dataclasses.replace(result, category_id=1) for result in best.values()],
-        dataclasses.replace(protocol, groups={}),
-        show_progress=show_progress,
-    )
+    protocol = dataclasses.replace(protocol, groups={})
+    found = [dataclasses.replace(result, category_id=1) for result in _distinct_tracks(results)]
+
+    def score(protocol: Protocol, counted: Collection[int] | None = None) -> VideoMetrics:
+        annotations = [
+            dataclasses.replace(
+                annotation,
+                category_id=1,
+                is_crowd=annotation.is_crowd or (counted is not None and annotation.category_id not in counted),
+            )
+            for annotation in ground_truth.annotations
+        ]
+        one_class = dataclasses.replace(ground_truth, categories={1: {"id": 1, "name": "any"}}, annotations=annotations)
+        return evaluate(one_class, found, protocol, show_progress=show_progress)
+
+    ignoring = dataclasses.replace(protocol, ignores_crowd=True, shared="crowd")
+    group_stats = {name: score(ignoring, ids).stats for name, ids in (groups or {}).items()}
+    return dataclasses.replace(score(protocol), groups=group_stats)
+
+
+def evaluate_segmentation(
+    ground_truth: GroundTruth, results: Sequence[Result], protocol: Protocol, *, show_progress: bool = False
+) -> VideoMetrics:
+    """Score masks and tracks as if the names were perfect.
+
+    Each track takes the class of the annotation that it overlaps most, however little; one that overlaps none is left
+    out. Results with the very same masks count once, with their best score.
+    """
+    nearest = _nearest_annotations(ground_truth, _distinct_tracks(results), show_progress=show_progress)
+    named = [
+        dataclasses.replace(result, category_id=annotation.category_id)
+        for result, annotation, overlap in nearest
+        if overlap > 0
+    ]
+    return evaluate(ground_truth, named, protocol, show_progress=show_progress)
 
 
 def evaluate_classification(
@@ -51,21 +84,11 @@ def evaluate_classification(
     at least `min_overlap` are left out, and so are annotations that no result overlaps. Of several results with the
     same class on the same annotation, the best counts.
     """
-    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
-    for annotation in ground_truth.annotations:
-        annotations_of[annotation.video_id].append(annotation)
-    results_of: dict[int, list[Result]] = defaultdict(list)
-    for result in results:
-        if result.video_id in annotations_of:
-            results_of[result.video_id].append(result)
     best: dict[tuple[int, int, int], Result] = {}
-    for video_id, found in tqdm(results_of.items(), "overlaps", unit="video", disable=not show_progress):
-        overlap = track_overlaps(found, annotations_of[video_id], ground_truth.videos[video_id])
-        for result, nearest, value in zip(found, overlap.argmax(axis=1), overlap.max(axis=1), strict=True):
-            annotation = annotations_of[video_id][nearest]
-            key = video_id, annotation.id, result.category_id
-            if value >= min_overlap and (key not in best or best[key].score < result.score):
-                best[key] = dataclasses.replace(result, track=annotation.track)
+    for result, annotation, overlap in _nearest_annotations(ground_truth, results, show_progress=show_progress):
+        key = annotation.video_id, annotation.id, result.category_id
+        if overlap >= min_overlap and (key not in best or best[key].score < result.score):
+            best[key] = dataclasses.replace(result, track=annotation.track)
     found_ids = {(video_id, annotation_id) for video_id, annotation_id, _ in best}
     return evaluate(
         dataclasses.replace(
@@ -76,6 +99,36 @@ def evaluate_classification(
         protocol,
         show_progress=show_progress,
     )
+
+
+def _distinct_tracks(results: Iterable[Result]) -> list[Result]:
+    """Keep, of results of a video with the very same masks, the one with the best score."""
+    best: dict[tuple[int, tuple[str | None, ...]], Result] = {}
+    for result in results:
+        key = result.video_id, tuple(result.track.counts)
+        if key not in best or best[key].score < result.score:
+            best[key] = result
+    return list(best.values())
+
+
+def _nearest_annotations(
+    ground_truth: GroundTruth, results: Iterable[Result], *, show_progress: bool
+) -> Iterator[tuple[Result, Annotation, float]]:
+    """Yield each result with the annotation of any class that it overlaps most, and by how much.
+
+    Results of videos without annotations are left out.
+    """
+    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
+    for annotation in ground_truth.annotations:
+        annotations_of[annotation.video_id].append(annotation)
+    results_of: dict[int, list[Result]] = defaultdict(list)
+    for result in results:
+        if result.video_id in annotations_of:
+            results_of[result.video_id].append(result)
+    for video_id, found in tqdm(results_of.items(), "overlaps", unit="video", disable=not show_progress):
+        overlap = track_overlaps(found, annotations_of[video_id], ground_truth.videos[video_id])
+        for result, nearest, value in zip(found, overlap.argmax(axis=1), overlap.max(axis=1), strict=True):
+            yield result, annotations_of[video_id][nearest], float(value)
 
 
 def video_scores(

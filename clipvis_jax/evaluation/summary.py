@@ -7,21 +7,27 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from clipvis_jax.evaluation.diagnostics import evaluate_class_agnostic, evaluate_classification
+from clipvis_jax.evaluation.diagnostics import (
+    evaluate_class_agnostic,
+    evaluate_classification,
+    evaluate_segmentation,
+)
 from clipvis_jax.evaluation.inputs import GroundTruth, Result
 from clipvis_jax.evaluation.protocols import Protocol
-from clipvis_jax.evaluation.video_ap import MAX_RESULTS, STATS, THRESHOLDS, VideoMetrics, evaluate
+from clipvis_jax.evaluation.video_ap import MAX_RESULTS, STATS, THRESHOLDS, VideoMetrics, evaluate, group_members
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """Scores by every protocol asked for, the first being the data set's own, and what tells where results are weak.
 
-    ``class_agnostic`` judges masks and tracks without classes, ``oracle_masks`` classes as if the masks were perfect.
+    ``class_agnostic`` counts all classes as one, also by group; ``oracle_names`` judges masks and tracks as if the
+    names were perfect, ``oracle_masks`` the names as if the masks were.
     """
 
     protocols: tuple[VideoMetrics, ...]
     class_agnostic: VideoMetrics
+    oracle_names: VideoMetrics
     oracle_masks: VideoMetrics
 
     @property
@@ -43,13 +49,16 @@ def summarize(
     Raises:
         InputError: See `evaluate`.
     """
+    main = protocols[0]
+    all_groups = group_members(ground_truth, main) | dict(groups or {})
     return Summary(
         tuple(
             evaluate(ground_truth, results, protocol, groups=groups, show_progress=show_progress)
             for protocol in protocols
         ),
-        evaluate_class_agnostic(ground_truth, results, protocols[0], show_progress=show_progress),
-        evaluate_classification(ground_truth, results, protocols[0], show_progress=show_progress),
+        evaluate_class_agnostic(ground_truth, results, main, groups=all_groups, show_progress=show_progress),
+        evaluate_segmentation(ground_truth, results, main, show_progress=show_progress),
+        evaluate_classification(ground_truth, results, main, show_progress=show_progress),
     )
 
 
@@ -71,7 +80,11 @@ def summary_to_json(summary: Summary, ground_truth: GroundTruth) -> dict[str, An
             }
             for metrics in summary.protocols
         },
-        "class_agnostic": scores(summary.class_agnostic.stats),
+        "class_agnostic": {
+            "stats": scores(summary.class_agnostic.stats),
+            "groups": {name: scores(values) for name, values in summary.class_agnostic.groups.items()},
+        },
+        "oracle_names": scores(summary.oracle_names.stats),
         "oracle_masks": scores(summary.oracle_masks.stats),
         "thresholds": THRESHOLDS.tolist(),
         "max_results": list(MAX_RESULTS),
@@ -84,7 +97,7 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
     for metrics in summary.protocols:
         columns = {"all": metrics.stats, **metrics.groups}
         if metrics is summary.main:
-            columns |= {"masks only": summary.class_agnostic.stats, "classes only": summary.oracle_masks.stats}
+            columns |= {"true names": summary.oracle_names.stats, "true masks": summary.oracle_masks.stats}
         table = Table(title=f"{title}, {metrics.protocol}", title_justify="left")
         table.add_column("%")
         for name in columns:
@@ -92,7 +105,13 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
         for name in STATS:
             table.add_row(name, *(_percent(values[name]) for values in columns.values()))
         console.print(table)
-    console.print("masks only: classes ignored; classes only: of the tracks found, as if their masks were perfect")
+    console.print(
+        "true names: each track named as the object that it overlaps most; true masks: each with that object's masks, "
+        "of the objects found"
+    )
+    agnostic = {"all": summary.class_agnostic.stats, **summary.class_agnostic.groups}
+    listed = ", ".join(f"{name} {_percent(values['AP'])}" for name, values in agnostic.items())
+    console.print(f"class-agnostic AP, of all tracks in one ranking: {listed}")
 
 
 def _percent(score: float) -> str:

@@ -220,7 +220,7 @@ class ClipVisTask:
         masks = evaluate_class_agnostic(ground_truth, results, protocols[0])
         scores = {name: metrics.stats[name] for name in ("AP", "AP50", "AP75")}
         scores |= {f"AP_{name}": group["AP"] for name, group in metrics.groups.items()}
-        return scores | {"AP_masks_only": masks.stats["AP"]}
+        return scores | {"AP_class_agnostic": masks.stats["AP"]}
 
     def picture(self, state: TrainState, batch: TrainingBatch) -> UInt8[np.ndarray, "h w 3"]:
         """Draw the targets of a batch's first image, and beside them what the model finds in it."""

@@ -30,9 +30,9 @@ def write_report(
     metrics: Mapping[str, Any],
     *,
     video_metrics: VideoMetrics,
-    class_agnostic: VideoMetrics,
     ground_truth: GroundTruth,
     results: Sequence[Result],
+    segmentation: VideoMetrics | None = None,
     classification: VideoMetrics | None = None,
     groups: Mapping[str, Collection[int]] | None = None,
     other_protocols: Mapping[str, VideoMetrics] | None = None,
@@ -49,9 +49,9 @@ def write_report(
             ``dataset`` (with ``name``), ``model`` (with ``folder``), ``config``, ``seed``, ``results``, ``device``,
             ``versions``. Any may be missing.
         video_metrics: The scores, from `evaluate`.
-        class_agnostic: From `evaluate_class_agnostic`.
         ground_truth: What was scored against.
         results: What was scored.
+        segmentation: From `evaluate_segmentation`; None leaves it out.
         classification: From `evaluate_classification`; None leaves it out.
         groups: The groups that were given to `evaluate` beside the protocol's own.
         other_protocols: Scores of the same results by other protocols, by the names to show.
@@ -72,7 +72,7 @@ def write_report(
     evaluations = {f"This evaluation ({protocol.name})": video_metrics} | dict(other_protocols or {})
     sections = {
         "Scores": headline_table(evaluations, published, burst or {}),
-        "What is weak: masks, tracking or names?": weakness(video_metrics, class_agnostic, classification, outcomes),
+        "What is weak: masks, tracking or names?": weakness(video_metrics, segmentation, classification, outcomes),
         "Precision and recall": _curves(video_metrics, members),
         "Classes": class_table(video_metrics, outcomes, names, members),
         "Confusions": confusion_tables(outcomes, names),

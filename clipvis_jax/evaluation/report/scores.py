@@ -66,14 +66,14 @@ def headline_table(
 
 def weakness(
     metrics: VideoMetrics,
-    class_agnostic: VideoMetrics,
+    segmentation: VideoMetrics | None,
     classification: VideoMetrics | None,
     outcomes: Sequence[Outcome],
 ) -> Markup:
     """Show what is weak: masks, tracking or names."""
     scores = [
         ("AP", metrics),
-        ("Masks and tracks alone (class-agnostic AP)", class_agnostic),
+        ("Masks and tracks alone (AP with the names of the ground truth)", segmentation),
         ("Names alone (AP with the masks of the ground truth)", classification),
     ]
     bars = [bar(name, x.stats["AP"], percent(x.stats["AP"])) for name, x in scores if x is not None]
@@ -84,9 +84,9 @@ def weakness(
             bars,
             element(
                 "p",
-                "If the class-agnostic AP is low, masks or tracking are weak; if it is much higher than the AP, "
-                "names are. The AP with the masks of the ground truth judges names alone, of the instances that were "
-                "found.",
+                "If the AP with true names is low, masks or tracking are weak; if it is much higher than the AP, names "
+                "are. There each track is named as the instance that it overlaps most. The AP with true masks judges "
+                "the names of the instances that were found.",
                 class_="note",
             ),
         ),
