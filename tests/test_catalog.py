@@ -7,10 +7,9 @@ import pytest
 from annotation_files import burst, burst_converted, coco, lvis, write_dataset, youtube_vis
 
 from clipvis_jax import InputError
-from clipvis_jax.data.catalog import CATALOG, DRAWN, check_held_out, open_dataset
+from clipvis_jax.data.catalog import CATALOG, DRAWN, check_for_training, check_held_out, open_dataset
 from clipvis_jax.data.formats import BURST, COCO
 from clipvis_jax.evaluation import PROTOCOLS, scoring_rules
-from clipvis_jax.training.clipvis_task import EvaluationConfig
 
 
 def content_of(entry):
@@ -78,13 +77,15 @@ def test_drawn_data_sets():
     assert partitions == {category.partition for category in dataset.categories}
 
 
-def test_nothing_is_evaluated_on_what_is_trained_on():
+def test_splits_keep_their_purpose():
     check_held_out("shapes_val")
     check_held_out("coco_train")  # published data sets have their own rules
     with pytest.raises(InputError, match="for training; evaluate on one of val, test, occlusion"):
         check_held_out("shapes_train")
-    with pytest.raises(InputError, match="for training"):
-        EvaluationConfig("shapes_train")
+    check_for_training("shapes_train")
+    check_for_training("coco_val")
+    with pytest.raises(InputError, match="'shapes_occlusion': is for evaluation; train on shapes_train"):
+        check_for_training("shapes_occlusion")
 
 
 def test_own_annotation_files(tmp_path):

@@ -199,11 +199,35 @@ def test_nothing_is_evaluated_on_training_data(command, tmp_path, capsys):
     assert not out.exists()
 
 
-def test_nor_while_training(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(["train", str(CONFIGS / "shapes_clipvis.py"), "--workdir", "x", "--evaluation.dataset", "shapes_train"])
-    assert exit_.value.code == 2
-    assert "is for training" in capsys.readouterr().err
+def test_nor_on_training_videos_that_were_written_out(tmp_path, capsys):
+    for split in ("train", "val"):
+        main(["shapes", "--split", split, "--count", "1", "--size", "64", "--out", str(tmp_path / split)])
+    results = tmp_path / "results.json"
+    results.write_text("[]")
+    options = ["--metrics-only", results, "--no-report", "--out", tmp_path / "out", "--dataset"]
+    error = error_of(capsys, "eval", *options, tmp_path / "train" / "annotations.json")
+    assert error == "split 'train' is for training; evaluate on one of val, test, occlusion"
+    assert not (tmp_path / "out").exists()
+    assert main([str(argument) for argument in ("eval", *options, tmp_path / "val" / "annotations.json")]) == 0
+    assert "shapes_val, 1 of 1 videos, shapes" in capsys.readouterr().out  # as the drawn data set, by part
+    (tmp_path / "val" / "shapes.json").write_text("{}")
+    error = error_of(capsys, "eval", *options, tmp_path / "val" / "annotations.json")
+    assert "names no split" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "dataset", "message"),
+    [
+        ("--evaluation.dataset", "shapes_train", "split 'train' is for training"),
+        ("--dataset", "shapes_test", "data set 'shapes_test': is for evaluation; train on shapes_train"),
+    ],
+)
+def test_splits_keep_their_purpose_in_training(option, dataset, message, tmp_path, capsys):
+    model = tiny_model_folder(tmp_path / "tiny", "rn")
+    out = tmp_path / "run"
+    command = ["train", CONFIGS / "shapes_clipvis.py", "--clip", model, "--workdir", out, option, dataset]
+    assert error_of(capsys, *command).startswith(message)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(("first", "count"), [(1_000_000, 1), (999_999, 2), (0, 1_000_001), (-1, 1)])

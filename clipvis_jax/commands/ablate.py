@@ -57,6 +57,9 @@ class Ablate:
         for name, value in {"limit": self.limit, "top-k": self.top_k}.items():
             if value is not None and value < 1:
                 raise InputError(f"--{name} {value}: must be 1 or more")
+        for name, values in {"k": self.k, "t": self.t}.items():
+            if not values:
+                raise InputError(f"--{name}: give at least one number")
         with stopping_at_once():
             from tqdm import tqdm
 
@@ -71,8 +74,8 @@ class Ablate:
             from clipvis_jax.segmenter import InferenceConfig
 
             settings = ablation.paper_settings(self.k, self.t)
-            check_held_out(self.dataset)
             dataset = open_dataset(self.dataset, data_root=self.data_root, images=self.images)
+            check_held_out(dataset.name)
             if not dataset.has_annotations:
                 raise InputError(f"{self.dataset}: has no annotations, so settings cannot be compared on it")
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))

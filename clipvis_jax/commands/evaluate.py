@@ -118,7 +118,6 @@ class Evaluate:
                 name, inference = name or evaluation.dataset, evaluation.inference
             if name is None:
                 raise InputError("give --dataset, or a configuration that names one")
-            check_held_out(name)
             dataset = open_dataset(
                 name,
                 data_root=self.data_root,
@@ -126,6 +125,7 @@ class Evaluate:
                 check_images=self.model is not None,
                 show_progress=self._is_first_process(),
             )
+            check_held_out(dataset.name)
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
             prepare_output_dir(self.out)
         provenance: dict[str, Any] = {

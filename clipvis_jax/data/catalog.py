@@ -10,6 +10,7 @@ from clipvis_jax.data.records import Dataset
 from clipvis_jax.data.shapes import splits
 from clipvis_jax.data.shapes.dataset import ShapesDataset
 from clipvis_jax.data.shapes.splits import SPLITS, ShapesConfig
+from clipvis_jax.data.shapes.writing import split_of_file
 from clipvis_jax.errors import InputError
 
 
@@ -181,11 +182,24 @@ DRAWN: dict[str, DrawnEntry] = {
 def check_held_out(name: str) -> None:
     """Make sure that nothing is evaluated on a drawn data set that models are trained on.
 
+    Args:
+        name: What the data set is called; written and prepared ones are called like the drawn one that they are from.
+
     Raises:
         InputError: It would be.
     """
     if name in DRAWN:
         splits.check_held_out(DRAWN[name].config)
+
+
+def check_for_training(name: str) -> None:
+    """Make sure that nothing is trained on a drawn data set that models are evaluated on; see `check_held_out`.
+
+    Raises:
+        InputError: It would be.
+    """
+    if name in DRAWN and DRAWN[name].config.split not in splits.TRAINED_ON:
+        raise InputError(f"data set '{name}': is for evaluation; train on shapes_train")
 
 
 def open_dataset(
@@ -259,4 +273,5 @@ def _open_file(path: Path, images: Path | None, show_progress: bool) -> RawDatas
         images = path.parent / "JPEGImages"
         if not images.is_dir():
             images = path.parent
-    return RawDataset(path, images, show_progress=show_progress)
+    split = split_of_file(path)
+    return RawDataset(path, images, name=None if split is None else f"shapes_{split}", show_progress=show_progress)

@@ -12,8 +12,9 @@ from jaxtyping import UInt8
 from scipy.special import expit
 
 from clipvis_jax.checkpoints import ModelFolder, Storage, hash_variables, load_model, save_model
-from clipvis_jax.data.catalog import check_held_out, open_dataset
+from clipvis_jax.data.catalog import check_for_training, check_held_out, open_dataset
 from clipvis_jax.data.pipeline import PipelineConfig, TrainBatch, TrainIterator, make_train_iterator
+from clipvis_jax.data.records import Dataset
 from clipvis_jax.dataset_run import RunFolder, predict_dataset
 from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError
@@ -56,9 +57,6 @@ class EvaluationConfig:
     dataset: str = "lvvis_val"
     limit: int | None = 50
     inference: InferenceConfig = InferenceConfig()
-
-    def __post_init__(self) -> None:
-        check_held_out(self.dataset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +129,10 @@ class ClipVisTask:
         self._draw = jax.jit(self._predict_first, out_shardings=replicated(self._mesh))
         self._segmenter: Segmenter | None = None
         self._dataset = open_dataset(experiment.dataset, data_root)
+        check_for_training(self._dataset.name)
+        if experiment.loop.evaluate_every:
+            # Now, and not after hours of training.
+            self._open_evaluation_dataset()
         self.num_steps = experiment.optimizer.num_steps
         self.batch_size = experiment.data.batch_size
 
@@ -199,7 +201,7 @@ class ClipVisTask:
     def evaluate(self, state: TrainState, folder: Path) -> dict[str, float]:
         """Run the evaluation data's first videos and score them, 0..1."""
         config = self._experiment.evaluation
-        dataset = open_dataset(config.dataset, self._data_root)
+        dataset = self._open_evaluation_dataset()
         count = len(dataset) if config.limit is None else min(config.limit, len(dataset))
         params = self._fetch(state.params)
         if self._segmenter is None:
@@ -247,6 +249,11 @@ class ClipVisTask:
             storage=self._experiment.storage,
             overwrite=True,
         )
+
+    def _open_evaluation_dataset(self) -> Dataset:
+        dataset = open_dataset(self._experiment.evaluation.dataset, self._data_root)
+        check_held_out(dataset.name)
+        return dataset
 
     def _predict_first(self, params: Variables, trunk: Variables, batch: TrainingBatch) -> tuple[jax.Array, ...]:
         first = jax.tree.map(lambda x: x[:1], batch)

@@ -66,7 +66,8 @@ SPLITS = {
     ),
 }
 
-_TRAINED_ON = ("train", "captions")
+TRAINED_ON = ("train", "captions")
+"""Splits that models are trained on; the others are for evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,6 @@ def check_held_out(config: ShapesConfig) -> None:
     Raises:
         InputError: It would be.
     """
-    if config.split in _TRAINED_ON:
-        held_out = ", ".join(name for name in SPLITS if name not in _TRAINED_ON)
+    if config.split in TRAINED_ON:
+        held_out = ", ".join(name for name in SPLITS if name not in TRAINED_ON)
         raise InputError(f"split {config.split!r} is for training; evaluate on one of {held_out}")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from clipvis_jax.data.fields import load_json
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.data.shapes.dataset import ShapesDataset
-from clipvis_jax.data.shapes.splits import WORLD_VERSION, ShapesConfig
+from clipvis_jax.data.shapes.splits import SPLITS, WORLD_VERSION, ShapesConfig
 from clipvis_jax.errors import InputError
 from clipvis_jax.files import atomic_path, output_error, prepare_output_dir
 
@@ -61,6 +61,22 @@ def write_ytvis(
     with atomic_path(target) as path, path.open("w", encoding="utf-8") as file:
         json.dump(ytvis_annotations(dataset, records), file)
     return target
+
+
+def split_of_file(annotations: Path) -> str | None:
+    """Tell the split of an annotation file that `write_ytvis` wrote; None for files of other origin.
+
+    Raises:
+        InputError: The settings beside the file are damaged.
+    """
+    path = annotations.parent / _SETTINGS
+    if annotations.name != ANNOTATIONS or not path.is_file():
+        return None
+    settings = load_json(path)
+    split = settings.get("split") if isinstance(settings, dict) else None
+    if split not in SPLITS:
+        raise InputError(f"{path}: names no split of the Shapes world; write the videos again")
+    return split
 
 
 def ytvis_annotations(dataset: ShapesDataset, records: list[VideoRecord]) -> dict[str, Any]:
