@@ -35,7 +35,7 @@ Command = (
     | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
 
-RESUMABLE = (Evaluate, Ablate, Prepare, Shapes)
+RESUMABLE = (Evaluate, Ablate, Prepare, Shapes, Train)
 """Commands that keep what is finished when they are stopped."""
 
 

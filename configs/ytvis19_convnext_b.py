@@ -12,7 +12,7 @@ Published AP, all frames, T = 9, K = 5: LV-VIS val 15.9, LV-VIS test 12.0, OVIS 
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.data.transforms import ShortSideResize
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.training.clipvis_task import ClipVisExperiment, EvaluationConfig
+from clipvis_jax.training.clipvis_task import ClipVisExperiment
 from clipvis_jax.training.optimizer import OptimizerConfig
 
 config = ClipVisExperiment(
@@ -21,5 +21,4 @@ config = ClipVisExperiment(
     dataset="ytvis19_train",
     data=PipelineConfig(image_size=(800, 1344), augmentation=ShortSideResize(), repeat_threshold=0.0),
     optimizer=OptimizerConfig(num_steps=6000, drop_steps=(4000,)),
-    evaluation=EvaluationConfig(dataset="ytvis19_train"),
 )

@@ -11,7 +11,7 @@ YouTube-VIS 2021 35.7, BURST 4.2.
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.data.transforms import ShortSideResize
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.training.clipvis_task import ClipVisExperiment, EvaluationConfig
+from clipvis_jax.training.clipvis_task import ClipVisExperiment
 from clipvis_jax.training.optimizer import OptimizerConfig
 
 config = ClipVisExperiment(
@@ -19,5 +19,4 @@ config = ClipVisExperiment(
     dataset="ytvis19_train",
     data=PipelineConfig(image_size=(800, 1344), augmentation=ShortSideResize(), repeat_threshold=0.0),
     optimizer=OptimizerConfig(num_steps=6000, drop_steps=(4000,)),
-    evaluation=EvaluationConfig(dataset="ytvis19_train"),
 )

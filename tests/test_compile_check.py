@@ -17,7 +17,6 @@ from clipvis_jax.cli import main
 from clipvis_jax.commands.compile_check import format_report
 from clipvis_jax.compilation.check import CompileReport, Memory, compile_step, model_of, parse_out_of_memory
 from clipvis_jax.compilation.hlo_collectives import Collectives, find_collectives
-from clipvis_jax.compilation.matmul_flops import count_matmul_flops
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.errors import InputError
 from clipvis_jax.models.clip_resnet import ResNetConfig
@@ -27,6 +26,7 @@ from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.training.clipvis_task import ClipVisExperiment
 from clipvis_jax.training.losses import LossConfig
 from clipvis_jax.training.matching import MatchingConfig
+from clipvis_jax.training.matmul_flops import count_matmul_flops
 from clipvis_jax.training.step import TrainingConfig
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None

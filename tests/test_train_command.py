@@ -19,7 +19,9 @@ from tiny import tiny_model_folder
 import clipvis_jax
 from clipvis_jax.checkpoints import load_model
 from clipvis_jax.cli import main
+from clipvis_jax.commands.train import parse_train
 from clipvis_jax.config import load_config
+from clipvis_jax.errors import InputError
 from clipvis_jax.training.checkpoints import TrainingCheckpoints
 from clipvis_jax.training.clipvis_task import ClipVisTask
 from clipvis_jax.training.log import read_log
@@ -151,7 +153,7 @@ def test_killed_and_resumed_equals_whole(whole, cache, config, clip, tmp_path):
         if folder.name.isdecimal() and int(folder.name) > 3:
             folder.rename(tmp_path / f"beyond_{folder.name}")
     _, error = finish(start(cache, config, *options))
-    assert "goes on with other settings than it began: config.optimizer.num_steps" in error
+    assert "goes on with other settings than before: config.optimizer.num_steps" in error
     assert_same_bits(variables_of(tmp_path), variables_of(whole))
     assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
@@ -229,6 +231,19 @@ def test_help_lists_settings(config, capsys):
     text = capsys.readouterr().out
     for name in ("--workdir", "--optimizer.learning-rate", "--data.batch-size", "--loop.stop-after", "--step.remat"):
         assert name in text
+
+
+def test_optimizer_for_another_batch_size():
+    path = str(TRAIN.parent / "configs" / "lvis_r50.py")
+    optimizer = parse_train([path, "--workdir", "x", "--data.batch-size", "64"]).experiment.optimizer
+    assert (optimizer.learning_rate, optimizer.num_steps) == (1e-4, 368_750)
+    options = ["--workdir", "x", "--data.batch-size", "64", "--scale-optimizer"]
+    optimizer = parse_train([path, *options, "linear"]).experiment.optimizer
+    assert optimizer.learning_rate == pytest.approx(4e-4)
+    assert (optimizer.num_steps, optimizer.drop_steps) == (92_188, (81_944, 88_773))
+    assert parse_train([path, *options, "sqrt"]).experiment.optimizer.learning_rate == pytest.approx(2e-4)
+    with pytest.raises(InputError, match="for trainings of the decoders"):
+        parse_train([str(TRAIN.parent / "configs" / "shapes_clip.py"), *options, "sqrt"])
 
 
 def test_help_without_a_configuration(capsys):

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -92,9 +93,16 @@ class ToyTask:
         self.exported = (float(state["value"]), folder, source)
 
 
-def run(task, workdir, **config):
-    defaults = {"log_every": 1, "checkpoint_every": 0}
-    return train(task, LoopConfig(**(defaults | config)), workdir, show_progress=False, source={"by": "test"})
+def run(task, workdir, *, resume_from=None, description=None, **config):
+    return train(
+        task,
+        LoopConfig(**({"log_every": 1, "checkpoint_every": 0} | config)),
+        workdir,
+        resume_from=resume_from,
+        description=description,
+        source={"by": "test"},
+        show_progress=False,
+    )
 
 
 def expected(num_steps):
@@ -183,6 +191,56 @@ def test_resume_from_another_run(tmp_path):
     task = ToyTask(num_steps=11)
     assert train(task, config, tmp_path / "b", resume_from=tmp_path / "a", show_progress=False)
     assert task.batches == [11]
+
+
+def describe(learning_rate, clip="a"):
+    return {"config": {"optimizer": {"learning_rate": learning_rate, "clip": 1}}, "clip_sha256": clip}
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_changed_settings_are_told_and_noted(tmp_path, elsewhere):
+    first, second = tmp_path / "first", tmp_path / ("second" if elsewhere else "first")
+    source = first if elsewhere else None
+    run(ToyTask(), first, stop_after=3, description=describe(1))
+    with pytest.raises(InputError, match="first: is a run with another CLIP"):
+        run(ToyTask(), second, resume_from=source, description=describe(1, clip="b"))
+    with pytest.warns(UserWarning, match=r"first: .* settings than before: config\.optimizer\.learning_rate$"):
+        run(ToyTask(), second, resume_from=source, stop_after=6, description=describe(2))
+    # Once changed it stays noted, also by a run that changes nothing more.
+    task = ToyTask()
+    run(task, second, description=describe(2))
+    note = describe(2) | {"changed_settings": ["config.optimizer.learning_rate"]}
+    assert json.loads((second / "run.json").read_text()) == note
+    assert task.exported[2] == note | {"by": "test"}
+
+
+def test_a_refused_start_changes_no_note(tmp_path):
+    def second(step):
+        if step == 2:
+            with pytest.raises(InputError, match="another run is at work there"):
+                run(ToyTask(), tmp_path, description=describe(2))
+
+    run(ToyTask(num_steps=3, on_step=second), tmp_path, description=describe(1))
+    with pytest.raises(InputError, match=r"checkpoint is of step 3, beyond the 2 of the whole training"):
+        run(ToyTask(num_steps=2), tmp_path, description=describe(1))
+    assert json.loads((tmp_path / "run.json").read_text()) == describe(1)
+
+
+def test_a_stopped_run_saves_and_does_nothing_else(tmp_path):
+    task = ToyTask(on_step=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None)
+    run(task, tmp_path, evaluate_every=4, picture_every=4)
+    assert steps_in(tmp_path) == [4]
+    assert task.evaluated == []
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_evaluation_is_not_counted_as_training_time(tmp_path):
+    task = ToyTask(num_steps=4)
+    task.evaluate = lambda state, folder: time.sleep(1) or {"AP": 0.0}
+    run(task, tmp_path, evaluate_every=2, log_every=4)
+    (times,) = (record for record in read_log(tmp_path) if "loss/total" in record)
+    assert times["seconds/other"] > 0.25
+    assert times["seconds/total"] < 0.25
 
 
 def test_nothing_to_resume_from(tmp_path):

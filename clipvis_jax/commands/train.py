@@ -4,10 +4,9 @@ import dataclasses
 import inspect
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import arg
@@ -49,6 +48,11 @@ class TrainOptions:
     """Folder of another run, to go on from its newest checkpoint in this --workdir."""
     data_root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of all data sets, for data sets given by name."""
+    scale_optimizer: Annotated[
+        Literal["linear", "sqrt"] | None, arg(metavar="{linear,sqrt}", help_behavior_hint="")
+    ] = None
+    """For another --data.batch-size than the configuration's: adapt steps and warm-up, for the same number of epochs,
+    and the learning rate, which grows with the batch or with its square root."""
     distributed: DistributedConfig = DistributedConfig()
     """Several processes train together; --workdir must be a folder that all of them see."""
 
@@ -80,18 +84,20 @@ class Train:
         task = open_task(self.experiment, options)
         settings = json.loads(json.dumps(dataclasses.asdict(self.experiment), default=str))
         description = {"config_file": self.path.name, "config": settings, **task.notes(), "versions": versions()}
-        check_same_run(options.workdir, description)
         is_complete = train(
             task,
             self.experiment.loop,
             options.workdir,
             resume_from=options.resume,
-            source={"trained_by": f"clipvis_jax {__version__}", "device": device(), **description},
+            description=description,
+            source={"trained_by": f"clipvis_jax {__version__}", "device": device()},
         )
         if is_complete:
             print(f"trained {task.num_steps} steps; wrote {options.workdir / 'model'}")
-        else:
+        elif self.experiment.loop.stop_after is None:
             print("stopped; the same command goes on from here")
+        else:
+            print("stopped; the same command with a later --loop.stop-after, or none, goes on from here")
 
 
 def open_task(experiment: "Experiment", options: TrainOptions) -> "ClipVisTask | ClipTask":
@@ -122,7 +128,26 @@ def parse_train(argv: Sequence[str]) -> Train:
         SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
     """
     path, options, experiment = parse_with_config(argv, TrainOptions, USAGE, prog="train.py")
+    if options.scale_optimizer is not None:
+        experiment = _scale_optimizer(path, experiment, options.scale_optimizer)
     return Train(path, options, experiment)
+
+
+def _scale_optimizer(path: Path, experiment: "Experiment", rule: Literal["linear", "sqrt"]) -> "Experiment":
+    """Adapt an experiment's optimiser, whose settings are for the batch size of the configuration, to its own."""
+    from clipvis_jax.config import load_config
+    from clipvis_jax.training.clipvis_task import ClipVisExperiment
+    from clipvis_jax.training.optimizer import scale_to_batch
+
+    if not isinstance(experiment, ClipVisExperiment):
+        raise InputError("--scale-optimizer: is for trainings of the decoders; set the options of --optimizer yourself")
+    optimizer = scale_to_batch(
+        experiment.optimizer,
+        batch_size=experiment.data.batch_size,
+        reference=load_config(path).data.batch_size,
+        rule=rule,
+    )
+    return dataclasses.replace(experiment, optimizer=optimizer)
 
 
 def parse_with_config(
@@ -159,44 +184,3 @@ def parse_with_config(
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
     return path, parsed.options, parsed.experiment
-
-
-def check_same_run(workdir: Path, description: dict[str, Any]) -> None:
-    """Compare a run with the one whose folder it goes on in, and note it there.
-
-    Warns:
-        UserWarning: Settings or versions are other ones.
-
-    Raises:
-        InputError: CLIP or the data are other ones.
-    """
-    import jax
-
-    from clipvis_jax.files import atomic_path, prepare_output_dir
-
-    note = workdir / "run.json"
-    if note.is_file():
-        try:
-            earlier = json.loads(note.read_text())
-        except ValueError as error:
-            raise InputError(f"{note}: damaged ({error}); delete it to go on all the same") from error
-        for name in ("clip_sha256", "dataset"):
-            if earlier.get(name) != description.get(name):
-                raise InputError(
-                    f"{workdir}: is a run with another {'CLIP' if name == 'clip_sha256' else 'data set'}; "
-                    "choose another --workdir"
-                )
-        if changed := sorted(_differences(earlier, description)):
-            warnings.warn(f"{workdir}: goes on with other settings than it began: {', '.join(changed)}", stacklevel=2)
-    if jax.process_index() == 0:
-        prepare_output_dir(workdir)
-        with atomic_path(note) as temporary:
-            temporary.write_text(json.dumps(description, indent=2) + "\n")
-
-
-def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
-    """Name the fields of two JSON values that differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        names = a.keys() | b.keys()
-        return [x for name in names for x in _differences(a.get(name), b.get(name), f"{prefix}.{name}".lstrip("."))]
-    return [] if a == b else [prefix]

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from clipvis_jax.compilation.hlo_collectives import Collectives, find_collectives
-from clipvis_jax.compilation.matmul_flops import count_matmul_flops
 from clipvis_jax.errors import InputError
 from clipvis_jax.model_sizes import BACKBONES, TEXT_TOWERS
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
 from clipvis_jax.structs import Targets, TrainingBatch
 from clipvis_jax.training.clipvis_task import ClipVisExperiment
+from clipvis_jax.training.matmul_flops import count_matmul_flops
 from clipvis_jax.training.optimizer import make_optimizer
 from clipvis_jax.training.sharding import make_mesh
 from clipvis_jax.training.step import abstract_state, check_batch, make_train_step

@@ -95,8 +95,9 @@ class TrainIterator(Iterator[TrainBatch]):
     """An endless iterator over a process's shares of all batches; made by `make_train_iterator`.
 
     Close it, or use it as a context, so that worker processes and shared memory go at once. Its state is the number
-    of batches handed out and what was found broken so far; it fits any number of workers and processes. A caller that
-    fetches ahead must keep the state that belongs to the batch it works on.
+    of batches handed out and what was found broken so far; it fits any number of workers and processes (what was found
+    broken is this process's own). A caller that fetches ahead must keep the state that belongs to the batch it works
+    on.
 
     Attributes:
         num_cut_off: How many instances found no place so far.
@@ -109,6 +110,7 @@ class TrainIterator(Iterator[TrainBatch]):
             "seed": source.order.seed,
             "batch_size": source.config.batch_size,
             "examples": len(source.order.videos),
+            "repeat_threshold": source.config.repeat_threshold,
         }
         self._next_batch = 0
         self._unreadable: set[tuple[int, int]] = set()
@@ -192,7 +194,7 @@ class TrainIterator(Iterator[TrainBatch]):
             places = self._source.config.max_instances
             warnings.warn(
                 f"a frame has more instances than the {places} places of max_instances, and the smallest are left out "
-                "(said once; the log counts them)",
+                "(said once)",
                 stacklevel=3,
             )
         self.num_cut_off += raw["cut_off"]

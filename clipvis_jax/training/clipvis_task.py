@@ -1,6 +1,7 @@
 """Training of CLIP-VIS: the decoders, on masks of any data set, under a frozen CLIP."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from clipvis_jax.structs import StepMetrics, Targets, TrainingBatch, TrainState
 from clipvis_jax.training.host_memory import give_back_freed_memory
 from clipvis_jax.training.loop import LoopConfig
 from clipvis_jax.training.losses import LOSSES
+from clipvis_jax.training.matmul_flops import count_matmul_flops
 from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from clipvis_jax.training.sharding import make_mesh, put_batch, replicated
 from clipvis_jax.training.step import (
@@ -126,6 +128,7 @@ class ClipVisTask:
         self._trunk = jax.device_put({"trunk": self._folder.clip_vars["trunk"]}, replicated(self._mesh))
         self._step = make_train_step(self._model, experiment.step, self._optimizer, self._mesh)
         self._compiled: Any = None
+        self._flops: float | None = None
         self._draw = jax.jit(self._predict_first, out_shardings=replicated(self._mesh))
         self._segmenter: Segmenter | None = None
         self._dataset = open_dataset(experiment.dataset, data_root)
@@ -175,7 +178,9 @@ class ClipVisTask:
     def step(self, state: TrainState, batch: TrainingBatch) -> tuple[TrainState, StepMetrics]:
         """Do a step."""
         if self._compiled is None:
-            self._compiled = self._step.lower(state, self._trunk, batch).compile()
+            traced = self._step.trace(state, self._trunk, batch)
+            self._flops = count_matmul_flops(traced.jaxpr) / self._mesh.size
+            self._compiled = traced.lower().compile()
             give_back_freed_memory()
         return self._compiled(state, self._trunk, batch)
 
@@ -194,9 +199,8 @@ class ClipVisTask:
         return values
 
     def flops_per_step(self) -> float | None:
-        """Return XLA's own count for a device; what runs in loops may be counted once."""
-        analysis = self._compiled.cost_analysis() if self._compiled is not None else None
-        return float(analysis["flops"]) if analysis and analysis.get("flops", 0) > 0 else None
+        """Return the operations of matrix products and convolutions, per device."""
+        return self._flops
 
     def evaluate(self, state: TrainState, folder: Path) -> dict[str, float]:
         """Run the evaluation data's first videos and score them, 0..1."""
@@ -208,6 +212,10 @@ class ClipVisTask:
             model = dataclasses.replace(self._folder, params=params)
             self._segmenter = make_segmenter(model, config=config.inference)
         self._segmenter.params = jax.device_put(params)
+        # Results of an earlier run or attempt may be of other weights.
+        if jax.process_index() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        wait_for_all(f"emptied {folder.name}")
         run = RunFolder(folder, {"step": int(state.step)})
         predict_dataset(self._segmenter, dataset, run, count)
         wait_for_all(f"evaluated {folder.name}")
@@ -253,6 +261,8 @@ class ClipVisTask:
     def _open_evaluation_dataset(self) -> Dataset:
         dataset = open_dataset(self._experiment.evaluation.dataset, self._data_root)
         check_held_out(dataset.name)
+        if not dataset.has_annotations:
+            raise InputError(f"--evaluation.dataset {dataset.name}: has no annotations to score against")
         return dataset
 
     def _predict_first(self, params: Variables, trunk: Variables, batch: TrainingBatch) -> tuple[jax.Array, ...]:

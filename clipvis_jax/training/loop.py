@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from clipvis_jax.files import output_error, prepare_output_dir
 from clipvis_jax.prefetch import prefetch
 from clipvis_jax.training.checkpoints import TrainingCheckpoints
 from clipvis_jax.training.log import TrainingLog
+from clipvis_jax.training.run_note import changed_settings, write_note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +156,7 @@ def train(
     workdir: Path,
     *,
     resume_from: Path | None = None,
+    description: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
     show_progress: bool = True,
 ) -> bool:
@@ -166,18 +168,20 @@ def train(
     Args:
         task: What to train.
         config: When to do what.
-        workdir: Folder of the run: ``checkpoints``, ``log.jsonl``, ``tensorboard``, ``pictures``, ``evaluation``, and
-            ``model`` at the end.
+        workdir: Folder of the run: ``checkpoints``, ``run.json``, ``log.jsonl``, ``tensorboard``, ``pictures``,
+            ``evaluation``, and ``model`` at the end.
         resume_from: Folder of another run.
-        source: What the trained model says of where it comes from.
+        description: What the run depends on, as JSON; kept in ``run.json`` and in the trained model, together with the
+            names of what has changed since the run began.
+        source: What else the trained model says of where it comes from.
         show_progress: Show a progress bar with the time left.
 
     Returns:
         Whether training is complete; False if it was stopped and can be continued.
 
     Raises:
-        InputError: The folder is in use or cannot be written, a checkpoint or the data cannot be used, or a loss was
-            not finite.
+        InputError: The folder is in use or cannot be written, a checkpoint or the data cannot be used, the run that
+            it goes on from had another CLIP or other data, or a loss was not finite.
     """
     is_first = jax.process_index() == 0
     with (
@@ -187,7 +191,9 @@ def train(
         ) as checkpoints,
         closing(task.open_data()) as data,
     ):
-        state, first_step = _begin(task, checkpoints, data, resume_from)
+        begin = _begin(task, checkpoints, data, workdir=workdir, resume_from=resume_from, description=description or {})
+        state, first_step = begin.state, begin.step
+        note = write_note(workdir, description or {}, begin.changed) if is_first else {}
         last_step = task.num_steps if config.stop_after is None else min(task.num_steps, config.stop_after)
         is_stopped = False
         with (
@@ -214,24 +220,30 @@ def train(
                 reporter.add(step, metrics)
                 bar.update()
                 is_stopped = stop.requested(step)
-                is_last = is_stopped or step == last_step
                 scores: dict[str, float] = {}
-                if _is_due(step, config.picture_every):
-                    log.picture(step, "predictions", task.picture(state, batch))
-                if _is_due(step, config.evaluate_every) or (config.evaluate_every and step == task.num_steps):
+                # A machine that is taken away leaves time to save, and for nothing else.
+                if _is_due(step, config.picture_every) and not is_stopped:
+                    with reporter.timed("other"):
+                        log.picture(step, "predictions", task.picture(state, batch))
+                is_evaluated = _is_due(step, config.evaluate_every) or (
+                    config.evaluate_every and step == task.num_steps
+                )
+                if is_evaluated and not is_stopped:
                     reporter.settle()
-                    scores = task.evaluate(state, workdir / "evaluation" / f"step_{step:07d}")
+                    with reporter.timed("other"):
+                        scores = task.evaluate(state, workdir / "evaluation" / f"step_{step:07d}")
                     log.write(step, {f"evaluation/{name}": value for name, value in scores.items()})
-                if is_last or scores or _is_due(step, config.checkpoint_every):
+                if is_stopped or step == last_step or scores or _is_due(step, config.checkpoint_every):
                     reporter.settle()
-                    checkpoints.save(step, state, data_state, score=next(iter(scores.values()), None))
+                    with reporter.timed("other"):
+                        checkpoints.save(step, state, data_state, score=next(iter(scores.values()), None))
                 if is_stopped:
                     break
             reporter.settle()
         checkpoints.wait()
         is_complete = last_step == task.num_steps and not is_stopped
         if is_complete:
-            task.export(state, workdir / "model", source or {})
+            task.export(state, workdir / "model", {**(source or {}), **note})
         wait_for_all("trained")
     return is_complete
 
@@ -240,21 +252,46 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _begin(task: Task, checkpoints: TrainingCheckpoints, data: Data, resume_from: Path | None) -> tuple[Any, int]:
+class _Begin(NamedTuple):
+    """Where a run begins: a state, the step that it is of, and the settings that changed on the way there."""
+
+    state: Any
+    step: int
+    changed: list[str]
+
+
+def _begin(
+    task: Task,
+    checkpoints: TrainingCheckpoints,
+    data: Data,
+    *,
+    workdir: Path,
+    resume_from: Path | None,
+    description: Mapping[str, Any],
+) -> _Begin:
     """Find the state to go on from, and put the data in its place."""
-    restored = checkpoints.restore(task.abstract_state())
+    restored, changed = None, []
+    if checkpoints.steps:
+        changed = changed_settings(workdir, description)
+        restored = checkpoints.restore(task.abstract_state())
     if restored is None and resume_from is not None:
         folder = resume_from / "checkpoints"
         if not folder.is_dir():
             raise InputError(f"{resume_from}: is not the folder of a training run; it has no 'checkpoints'")
+        changed = changed_settings(resume_from, description)
         with TrainingCheckpoints(folder, is_read_only=True) as others:
             restored = others.restore(task.abstract_state())
         if restored is None:
             raise InputError(f"{folder}: holds no checkpoint to resume from")
     if restored is None:
-        return task.init_state(), 0
+        return _Begin(task.init_state(), 0, [])
+    if restored.step > task.num_steps:
+        raise InputError(
+            f"{workdir}: the checkpoint is of step {restored.step}, beyond the {task.num_steps} of the whole training; "
+            "give more steps, or choose another --workdir"
+        )
     data.set_state(restored.data_state)
-    return restored.state, restored.step
+    return _Begin(restored.state, restored.step, changed)
 
 
 def _batches(data: Data) -> Generator[tuple[Any, dict[str, Any]], None, None]:
@@ -272,13 +309,13 @@ class _Reporter:
     ) -> None:
         self._task, self._config, self._log, self._bar, self._checkpoints = task, config, log, bar, checkpoints
         self._pending: tuple[int, Any] | None = None
-        self._seconds = {"data": 0.0, "step": 0.0, "wait": 0.0}
+        self._seconds = {"data": 0.0, "step": 0.0, "wait": 0.0, "other": 0.0}
         self._since = time.perf_counter()
         self._num_steps = 0
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Measure a part of a step."""
+        """Measure a part of a step; "other" is what is not done for the step itself."""
         start = time.perf_counter()
         yield
         self._seconds[part] += time.perf_counter() - start
@@ -315,11 +352,15 @@ class _Reporter:
             self._since, self._num_steps = time.perf_counter(), 0
 
     def _share(self, part: str) -> float:
-        return self._seconds[part] / max(time.perf_counter() - self._since, 1e-9)
+        return self._seconds[part] / max(self._elapsed(), 1e-9)
+
+    def _elapsed(self) -> float:
+        """Return the seconds since the last report, without pictures, evaluation and checkpoints."""
+        return time.perf_counter() - self._since - self._seconds["other"]
 
     def _times(self) -> dict[str, float]:
         """Return seconds per step, by parts, and what follows from them."""
-        seconds = (time.perf_counter() - self._since) / self._num_steps
+        seconds = self._elapsed() / self._num_steps
         times = {f"seconds/{part}": total / self._num_steps for part, total in self._seconds.items()}
         times |= {"seconds/total": seconds, "images_per_second": self._task.batch_size / seconds}
         flops, peak = self._task.flops_per_step(), PEAK_FLOPS.get(jax.devices()[0].device_kind)
@@ -383,8 +424,12 @@ def _lock(workdir: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(
                 f"{workdir}: another run is at work there; wait for it, or choose another --workdir"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be locked ({error.strerror}); choose a --workdir on another disk"
             ) from error
         yield

@@ -1,0 +1,64 @@
+"""What a run depends on, noted in its folder; and how a run differs from the one that it goes on from."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipvis_jax.errors import InputError
+from clipvis_jax.files import atomic_path
+
+_FILE = "run.json"
+_CHANGED = "changed_settings"
+_FIXED = {"clip_sha256": "CLIP", "dataset": "data set"}
+"""What a run is never gone on with if it differs, and what messages call it."""
+
+
+def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
+    """Compare a run with the note of the one that it goes on from.
+
+    Args:
+        folder: The folder of that run; it may be the run's own.
+        description: What the run depends on, as JSON.
+
+    Returns:
+        The names of settings and versions that are other ones than before, or had changed before; sorted.
+
+    Warns:
+        UserWarning: Some are other ones than before.
+
+    Raises:
+        InputError: CLIP or the data are other ones, or the note is damaged.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        return []
+    try:
+        earlier = json.loads(path.read_text())
+        changed_before = set(earlier.pop(_CHANGED, ()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it to go on all the same") from error
+    for name, what in _FIXED.items():
+        if earlier.get(name) != description.get(name):
+            raise InputError(f"{folder}: is a run with another {what}; choose another --workdir or --resume")
+    changed = set(_differences(earlier, description))
+    if changed:
+        warnings.warn(f"{folder}: goes on with other settings than before: {', '.join(sorted(changed))}", stacklevel=2)
+    return sorted(changed | changed_before)
+
+
+def write_note(folder: Path, description: Mapping[str, Any], changed: list[str]) -> dict[str, Any]:
+    """Note what a run depends on, and what of it has changed since it began; returns the note."""
+    note = dict(description) | ({_CHANGED: changed} if changed else {})
+    with atomic_path(folder / _FILE) as temporary:
+        temporary.write_text(json.dumps(note, indent=2) + "\n")
+    return note
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Name the fields of two JSON values that differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = a.keys() | b.keys()
+        return [x for name in names for x in _differences(a.get(name), b.get(name), f"{prefix}.{name}".lstrip("."))]
+    return [] if a == b else [prefix]
