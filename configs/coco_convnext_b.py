@@ -4,6 +4,7 @@ Command:
     clipvis convert --clip convnext_base_w.safetensors --out clip_convnext_b
     python train.py configs/coco_convnext_b.py --clip clip_convnext_b --data-root data --workdir runs/coco_convnext_b
 Cost: 368,750 steps of 16 images at 1024x1024.
+Hardware: a little more than configs/lvis_convnext_b.py needs, for three more layers; not compiled or run at full size.
 Published AP: none before the second half, configs/ytvis19_convnext_b.py.
 """
 

@@ -3,7 +3,9 @@
 Command:
     clipvis convert --clip RN50.safetensors --out clip_rn50
     python train.py configs/lvis_r50.py --clip clip_rn50 --data-root data --workdir runs/lvis_r50
-Cost: 368,750 steps of 16 images at 1024x1024; the authors used 4 GPUs (with a batch of 8, says their README).
+Cost: 368,750 steps of 16 images at 1024x1024.
+Hardware: the authors used 4 GPUs (with a batch of 8, says their README). On TPU v5e a chip with one image takes 3.1 GiB
+in bfloat16, by compilation (docs/benchmarks.md).
 Published AP, all frames, T = 9, K = 5: LV-VIS val 19.5, LV-VIS test 14.6, OVIS 14.1, YouTube-VIS 2019 32.2,
 YouTube-VIS 2021 30.1, BURST 5.2.
 """

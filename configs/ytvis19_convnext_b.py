@@ -5,6 +5,7 @@ Command:
         --workdir runs/ytvis19_convnext_b
 Cost: 6,000 steps of 16 frames, shorter side 800: Mask2Former's schedule for this data set, as the authors' own is not
 stated.
+Hardware: as configs/coco_convnext_b.py.
 Published AP, all frames, T = 9, K = 5: LV-VIS val 15.9, LV-VIS test 12.0, OVIS 18.6, YouTube-VIS
 2019 50.0, YouTube-VIS 2021 44.2, BURST 5.0.
 """

@@ -4,6 +4,7 @@ Command:
     python train.py configs/ytvis19_r50.py --init-from runs/coco_r50/model --data-root data --workdir runs/ytvis19_r50
 Cost: 6,000 steps of 16 frames, shorter side 800: Mask2Former's schedule for this data set, as the authors' own is not
 stated.
+Hardware: as configs/coco_r50.py.
 Published AP, all frames, T = 9, K = 5: LV-VIS val 9.4, LV-VIS test 6.7, OVIS 15.8, YouTube-VIS 2019 39.7,
 YouTube-VIS 2021 35.7, BURST 4.2.
 """

@@ -333,3 +333,4 @@ def test_configurations_of_the_repository_load(name, capsys):
     text = path.read_text()
     assert "Command:" in text
     assert "Cost:" in text
+    assert "Hardware:" in text
