@@ -63,7 +63,7 @@ bundle: $(VENV)/.run
 	rm -rf $(BUNDLE)/model $(BUNDLE)/clip
 	cp -r runs/shapes_clipvis/model $(BUNDLE)/model
 	$(BIN)/clipvis shapes --split test --first $(CLIP) --count 1 --size 480 --out $(BUNDLE)/clip
-	cd $(BUNDLE) && find README.md clip model -type f | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
+	cd $(BUNDLE) && find clip model -type f | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
 
 clean:
 	rm -rf $(VENV) build *.egg-info

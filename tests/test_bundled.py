@@ -10,9 +10,12 @@ import pytest
 
 from clipvis_jax import bundled
 from clipvis_jax.cli import main
+from clipvis_jax.commands.demo import print_tracks
 from clipvis_jax.data.catalog import open_dataset
 from clipvis_jax.data.shapes.classes import PARTITIONS
 from clipvis_jax.errors import InputError
+from clipvis_jax.evaluation import ground_truth_from, load_ground_truth, parse_results
+from clipvis_jax.evaluation.outcomes import track_outcomes
 
 FOLDER = Path(bundled.__file__).parent
 MAX_BYTES = 12_000_000
@@ -40,7 +43,7 @@ def own_cache(cache, monkeypatch, restored_globals):
 @pytest.fixture
 def made(tmp_path):
     """A folder with two files and their checksums, as ``sha256sum`` writes them."""
-    files = {"README.md": b"read me", "model/variables/a b": bytes(range(256))}
+    files = {"model/config.json": b"{}", "model/variables/a b": bytes(range(256))}
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -64,10 +67,17 @@ def test_a_whole_folder_passes(made):
     bundled.check_files(made)
 
 
-@pytest.mark.parametrize("name", ["README.md", "model/variables/a b", "SHA256SUMS"])
+@pytest.mark.parametrize("name", ["model/config.json", "model/variables/a b", "SHA256SUMS"])
 def test_a_missing_file_is_named(made, name):
     (made / name).unlink()
     assert damage_of(made).startswith(f"{made / name}: missing; ")
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "SHA256SUMS"])
+def test_a_file_that_cannot_be_read_is_named(made, name):
+    (made / name).unlink()
+    (made / name).mkdir()
+    assert damage_of(made).startswith(f"{made / name}: cannot be read (Is a directory); ")
 
 
 @pytest.mark.parametrize("position", [0, 100, 255])
@@ -86,7 +96,7 @@ def test_a_damaged_list_of_checksums_is_found(made, content):
 
 
 def test_a_file_that_was_cut_off_is_found(made):
-    path = made / "README.md"
+    path = made / "model/config.json"
     path.write_bytes(path.read_bytes()[:-1])
     assert damage_of(made).startswith(f"{path}: damaged; ")
 
@@ -107,10 +117,11 @@ def test_the_bundle_is_whole():
     bundled.check_files()
 
 
-def test_every_bundled_file_has_a_checksum():
+def test_every_bundled_file_but_the_description_has_a_checksum():
+    """README.md is edited by hand, after the checksums are made."""
     listed = [line.split(maxsplit=1)[1] for line in (FOLDER / "SHA256SUMS").read_text().splitlines()]
-    assert sorted(listed) == sorted(path.relative_to(FOLDER).as_posix() for path in bundled_files())
-    assert "README.md" in listed
+    names = {path.relative_to(FOLDER).as_posix() for path in bundled_files()}
+    assert sorted(listed) == sorted(names - {"README.md"})
 
 
 def test_the_bundle_is_small():
@@ -136,14 +147,83 @@ def test_the_clip_shows_all_parts_of_the_classes():
     assert json.loads(bundled.CLIP.read_text())["info"]["split"] not in ("train", "captions")
 
 
+@pytest.fixture
+def wide(monkeypatch):
+    """A terminal so wide that no row of a table is broken."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def rows_of(printed):
+    """Return the cells of a printed table, its heading left out."""
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "│" in line]
+
+
+def test_every_track_is_printed_with_what_it_follows(wide, capsys):
+    dataset, truth = open_dataset(bundled.CLIP), load_ground_truth(bundled.CLIP)
+    classes = {category.id: category for category in dataset.categories}
+    objects = json.loads(bundled.CLIP.read_text())["annotations"]
+    first, second = objects[:2]
+    other = next(number for number in classes if number not in {x["category_id"] for x in objects})
+
+    def found(score, like, category_id, segmentations=None):
+        segmentations = segmentations or like["segmentations"]
+        return {**like, "score": score, "category_id": category_id, "segmentations": segmentations}
+
+    # One mask in the wrong frame alone: a track of something, but hardly of any object.
+    shown = next(mask for mask in first["segmentations"] if mask)
+    lost = [shown] + [None] * (len(first["segmentations"]) - 1)
+    results = [
+        found(0.5, second, second["category_id"]),
+        found(0.9, first, first["category_id"]),
+        found(0.8, second, other),
+        found(0.7, first, first["category_id"]),
+        found(0.6, first, first["category_id"], lost),
+    ]
+    print_tracks(dataset, ground_truth_from(dataset), track_outcomes(truth, parse_results(results, truth)))
+
+    seen = {0: "base: masks, captions", 2: "novel: captions", 3: "unseen: neither"}
+    (one, one_seen), (two, two_seen), *rest = [
+        (classes[x["category_id"]].name, seen[classes[x["category_id"]].partition]) for x in objects
+    ]
+    printed = capsys.readouterr().out
+    rows = rows_of(printed)
+    lost_overlap = float(rows[3].pop(4))
+    assert 0 <= lost_overlap < 0.5
+    assert rows == [
+        [one, "0.90", one, one_seen, "1.00", "right"],
+        [classes[other].name, "0.80", two, two_seen, "1.00", "wrong"],
+        [one, "0.70", one, one_seen, "1.00", "second track"],
+        [one, "0.60", "nothing", "", "on nothing"],
+        [two, "0.50", two, two_seen, "1.00", "second track"],
+        *(["-", "", name, name_seen, "", "missed"] for name, name_seen in rest),
+    ]
+    assert printed.splitlines()[-1] == (
+        f"2 of {len(objects)} objects found, 1 of them named rightly out of 360 class names; "
+        "surplus tracks: 2 second, 1 on nothing"
+    )
+
+
+def test_without_tracks_all_objects_are_missed(wide, capsys):
+    dataset = open_dataset(bundled.CLIP)
+    truth = ground_truth_from(dataset)
+    print_tracks(dataset, truth, track_outcomes(truth, []))
+    printed = capsys.readouterr().out
+    assert [row[-1] for row in rows_of(printed)] == ["missed"] * len(dataset[0].instances)
+    assert printed.splitlines()[-1].startswith(f"0 of {len(dataset[0].instances)} objects found, 0 of them ")
+
+
 @pytest.mark.slow
-def test_demo(tmp_path, capsys):
+def test_demo(wide, tmp_path, capsys):
     out = tmp_path / "new" / "demo"
     assert main(["demo", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    (summary,) = re.findall(r"^(\d+) of (\d+) objects found, (\d+) of them named rightly out of 360 class names$",
-                            printed, re.MULTILINE)  # fmt: skip
-    found, objects, right = map(int, summary)
+    (summary,) = re.findall(
+        r"^(\d+) of (\d+) objects found, (\d+) of them named rightly out of 360 class names; "
+        r"surplus tracks: (\d+) second, (\d+) on nothing$",
+        printed,
+        re.MULTILINE,
+    )
+    found, objects, right, second, on_nothing = map(int, summary)
     video = open_dataset(bundled.CLIP)[0]
     assert objects == len(video.instances)
     assert 0 < right <= found <= objects
@@ -152,7 +232,13 @@ def test_demo(tmp_path, capsys):
     tracks = json.loads((out / "tracks.json").read_text())
     assert tracks["video"]["length"] == video.length
     assert len(tracks["categories"]) == 360
-    assert len(tracks["results"]) >= found
+    # Some tracks have several names: each is printed once, under the best.
+    best = {}
+    for result in tracks["results"]:
+        best.setdefault(result["track_id"], result)
+    assert len(best) == found + second + on_nothing
+    listed = [(result["category_name"], f"{result['score']:.2f}") for result in best.values()]
+    assert [(name, score) for name, score, *_, verdict in rows_of(printed) if verdict != "missed"] == listed
     with av.open(str(out / "overlay.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == video.length
 

@@ -23,14 +23,14 @@ def check_files(folder: Path = _FOLDER) -> None:
     """Compare all bundled files with their checksums; takes some milliseconds.
 
     Raises:
-        InputError: A file is missing or damaged.
+        InputError: A file is missing, damaged or cannot be read.
     """
     remedy = "install clipvis-jax again (in a checkout: git checkout -- clipvis_jax/bundled)"
     sums = folder / _SUMS
     try:
         lines = [line.split(maxsplit=1) for line in sums.read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise InputError(f"{sums}: missing; {remedy}") from error
+    except OSError as error:
+        raise InputError(f"{sums}: {_why_unreadable(error)}; {remedy}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{sums}: damaged; {remedy}") from error
     if not lines or any(len(line) != 2 for line in lines):
@@ -38,7 +38,11 @@ def check_files(folder: Path = _FOLDER) -> None:
     for expected, name in lines:
         try:
             content = (folder / name).read_bytes()
-        except FileNotFoundError as error:
-            raise InputError(f"{folder / name}: missing; {remedy}") from error
+        except OSError as error:
+            raise InputError(f"{folder / name}: {_why_unreadable(error)}; {remedy}") from error
         if hashlib.sha256(content).hexdigest() != expected:
             raise InputError(f"{folder / name}: damaged; {remedy}")
+
+
+def _why_unreadable(error: OSError) -> str:
+    return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"

@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from clipvis_jax.data.records import Dataset
-    from clipvis_jax.evaluation.outcomes import Outcome
+    from clipvis_jax.evaluation.inputs import GroundTruth
+    from clipvis_jax.evaluation.outcomes import TrackOutcome
+    from clipvis_jax.results import Track, VideoResult
 
 _MIN_SCORE = 0.4
 """Lower ones are mostly second tracks of the same object, which the method does not suppress."""
+_MIN_OVERLAP = 0.5
+"""From which overlap on a track follows an object, as for AP50."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Demo:
 
     The model was trained on the Shapes world alone: masks of base classes, captions of base and novel ones. Asked for
     all 360 classes at once, it segments, tracks and names the objects of a clip that it never saw, novel and unseen
-    classes among them. Prints what became of every object, and writes tracks.json and overlay.mp4.
+    classes among them. Prints what each track follows and whether its name is right, and writes tracks.json and
+    overlay.mp4.
     """
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_demo")
@@ -41,7 +46,7 @@ class Demo:
             from clipvis_jax.data.catalog import open_dataset
             from clipvis_jax.dataset_run import DatasetFrames
             from clipvis_jax.evaluation import ground_truth_from, parse_results
-            from clipvis_jax.evaluation.outcomes import instance_outcomes
+            from clipvis_jax.evaluation.outcomes import track_outcomes
             from clipvis_jax.loading import enable_compilation_cache, load
             from clipvis_jax.segmenter import InferenceConfig
             from clipvis_jax.video import FrameSelection
@@ -56,38 +61,71 @@ class Demo:
             result = segmenter.predict(source, names, min_score=_MIN_SCORE, show_progress=True)
             written = outputs.write_results(out, result, source, selection, overlay=True, show_progress=True)
         ground_truth = ground_truth_from(dataset)
-        records = result.to_ytvis(source.record.id, [category.id for category in dataset.categories])
-        _print_outcomes(dataset, instance_outcomes(ground_truth, parse_results(records, ground_truth)))
+        category_ids = [category.id for category in dataset.categories]
+        tracks = parse_results(_with_best_names(result).to_ytvis(source.record.id, category_ids), ground_truth)
+        print_tracks(dataset, ground_truth, track_outcomes(ground_truth, tracks, _MIN_OVERLAP))
         print("wrote " + " and ".join(str(path) for path in written))
 
 
-def _print_outcomes(dataset: "Dataset", outcomes: "Sequence[Outcome]") -> None:
-    """Print what became of every true object, and how many were found and named."""
+def _with_best_names(result: "VideoResult") -> "VideoResult":
+    """Keep every track once, under its best name."""
+    best: dict[int, Track] = {}
+    for track in result.tracks:
+        best.setdefault(track.track_id, track)
+    return dataclasses.replace(result, tracks=list(best.values()))
+
+
+def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Sequence[TrackOutcome]") -> None:
+    """Print what each track follows, the objects that none follows, and how many were found and named.
+
+    Args:
+        dataset: Names the classes and says in which part each is.
+        ground_truth: The objects, as read from ``dataset``.
+        outcomes: What became of every track, see `track_outcomes`.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from clipvis_jax.data.shapes.classes import PARTITIONS
 
-    seen = {"base": "masks and captions", "novel": "captions", "unseen": "neither"}
-    seen_of = {number: f"{seen[part]} ({part})" for part, number in PARTITIONS.items()}
+    seen = {"base": "masks, captions", "novel": "captions", "unseen": "neither"}
+    seen_of = {number: f"{part}: {seen[part]}" for part, number in PARTITIONS.items()}
     categories = {category.id: category for category in dataset.categories}
-    table = Table(title="What became of the objects", title_justify="left")
-    for heading in ("object", "seen in training", "named as", "overlap", ""):
-        table.add_column(heading, justify="right" if heading == "overlap" else "left")
-    right = 0
-    for outcome in sorted(outcomes, key=lambda outcome: categories[outcome.annotation.category_id].partition or 0):
-        category = categories[outcome.annotation.category_id]
-        is_right = outcome.named == category.id
-        right += is_right
+
+    def describe(category_id: int) -> tuple[str, str]:
+        category = categories[category_id]
+        return category.name, seen_of[category.partition or 0]
+
+    table = Table(
+        title=f"Tracks that score at least {_MIN_SCORE}",
+        caption="Seen: what training showed of the object's class. Overlap: intersection over union over all frames; "
+        f"from {_MIN_OVERLAP} on a track follows the object, and of several the best-scoring one comes first.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in ("named", "score", "object", "seen", "overlap", ""):
+        table.add_column(heading, justify="right" if heading in ("score", "overlap") else "left")
+    verdicts = []
+    for outcome in outcomes:
+        result, annotation = outcome.result, outcome.annotation
+        if annotation is None:
+            verdict = "on nothing"
+        elif outcome.is_second:
+            verdict = "second track"
+        else:
+            verdict = "right" if result.category_id == annotation.category_id else "wrong"
+        verdicts.append(verdict)
+        true = ("nothing", "") if annotation is None else describe(annotation.category_id)
         table.add_row(
-            category.name,
-            seen_of[category.partition or 0],
-            "-" if outcome.named is None else categories[outcome.named].name,
-            f"{outcome.track_overlap:.2f}",
-            "right" if is_right else "missed" if outcome.named is None else "wrong",
+            categories[result.category_id].name, f"{result.score:.2f}", *true, f"{outcome.overlap:.2f}", verdict
         )
+    found = {outcome.annotation.id for outcome in outcomes if outcome.annotation is not None}
+    for annotation in ground_truth.annotations:
+        if annotation.id not in found:
+            table.add_row("-", "", *describe(annotation.category_id), "", "missed")
     Console().print(table)
-    found = sum(outcome.named is not None for outcome in outcomes)
     print(
-        f"{found} of {len(outcomes)} objects found, {right} of them named rightly out of {len(categories)} class names"
+        f"{len(found)} of {len(ground_truth.annotations)} objects found, {verdicts.count('right')} of them named "
+        f"rightly out of {len(categories)} class names; surplus tracks: {verdicts.count('second track')} second, "
+        f"{verdicts.count('on nothing')} on nothing"
     )

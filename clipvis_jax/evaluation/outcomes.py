@@ -1,15 +1,16 @@
-"""What became of every true instance: was it segmented, was it tracked, was it named?"""
+"""What became of every true instance: was it segmented, tracked, named? And what does every track follow?"""
 
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
 from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result, Video
-from clipvis_jax.evaluation.video_ap import frame_intersections
+from clipvis_jax.evaluation.video_ap import frame_intersections, track_overlaps
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,6 +29,23 @@ class Outcome:
     mask_overlap: float
     track_overlap: float
     named: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrackOutcome:
+    """What a result follows.
+
+    Attributes:
+        result: The result.
+        annotation: The true instance that it overlaps most; None if it overlaps that too little, or there is none.
+        overlap: Its largest overlap with an instance, enough or not.
+        is_second: A result before it follows the same instance.
+    """
+
+    result: Result
+    annotation: Annotation | None
+    overlap: float
+    is_second: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +80,38 @@ def instance_outcomes(
     outcomes = []
     for video_id, annotations in tqdm(annotations_of.items(), "instances", unit="video", disable=not show_progress):
         outcomes += _video_outcomes(results_of[video_id], annotations, ground_truth.videos[video_id], min_overlap)
+    return outcomes
+
+
+def track_outcomes(
+    ground_truth: GroundTruth, results: Sequence[Result], min_overlap: float = 0.5
+) -> list[TrackOutcome]:
+    """Find the true instance, of any class and no crowd, that each result follows.
+
+    Args:
+        ground_truth: The instances.
+        results: What was found, each track under one class.
+        min_overlap: From which overlap on a result follows an instance, above 0.
+
+    Returns:
+        An outcome for each result, best scores first; equal scores stay in their order.
+    """
+    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
+    for annotation in ground_truth.annotations:
+        if not annotation.is_crowd:
+            annotations_of[annotation.video_id].append(annotation)
+    outcomes: list[TrackOutcome] = []
+    followed: set[int] = set()
+    for result in sorted(results, key=lambda result: -result.score):
+        candidates = annotations_of[result.video_id]
+        video = ground_truth.videos[result.video_id]
+        overlaps = track_overlaps([result], candidates, video)[0].tolist() if candidates else []
+        overlap, closest = max(zip(overlaps, candidates, strict=True), key=itemgetter(0), default=(0.0, None))
+        if closest is None or overlap < min_overlap:
+            outcomes.append(TrackOutcome(result, None, overlap, is_second=False))
+        else:
+            outcomes.append(TrackOutcome(result, closest, overlap, is_second=closest.id in followed))
+            followed.add(closest.id)
     return outcomes
 
 
