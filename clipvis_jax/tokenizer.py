@@ -107,9 +107,7 @@ class ClipTokenizer:
         """List the words of a text that are not among the known ones, if these are all that the encoder knows."""
         if self.known_words is None:
             return []
-        pre_tokenizer = self.word_pieces.pre_tokenizer
-        assert pre_tokenizer is not None
-        words = [word for word, _ in pre_tokenizer.pre_tokenize_str(clean_text(text)) if word.isalnum()]
+        words = [word for word, _ in _word_splitter().pre_tokenize_str(clean_text(text)) if word.isalnum()]
         return [word for word in words if word not in self.known_words]
 
     def save(self, folder: str | Path) -> None:
@@ -260,7 +258,7 @@ def _download(name: str) -> Path:
 
 def _wrap(tokenizer: "transformers.CLIPTokenizer", context_length: int | None, name: str) -> ClipTokenizer:
     """Put CLIP's own cleaning and splitting around a transformers tokenizer's vocabulary."""
-    from tokenizers import Regex, Tokenizer, pre_tokenizers  # noqa: PLC0415 (slow to import)
+    from tokenizers import Tokenizer, pre_tokenizers  # noqa: PLC0415 (slow to import)
 
     if context_length is None:
         # transformers states a huge number where a tokenizer states none.
@@ -281,10 +279,7 @@ def _wrap(tokenizer: "transformers.CLIPTokenizer", context_length: int | None, n
     # characters before it resolves entities, not after), lower-casing (done already), the special tokens.
     word_pieces = Tokenizer(tokenizer.backend_tokenizer.model)
     word_pieces.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+        [_word_splitter(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     known_words = tokenizer.init_kwargs.get(_KNOWN_WORDS)
     settings = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} {context_length}"
@@ -298,6 +293,13 @@ def _wrap(tokenizer: "transformers.CLIPTokenizer", context_length: int | None, n
         word_pieces=word_pieces,
         known_words=None if known_words is None else frozenset(known_words),
     )
+
+
+def _word_splitter() -> "tokenizers.pre_tokenizers.Split":
+    """Make what splits a cleaned text into words, single digits and runs of other characters."""
+    from tokenizers import Regex, pre_tokenizers  # noqa: PLC0415 (slow to import)
+
+    return pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -367,6 +367,7 @@ def test_every_word_is_one_token(tmp_path):
 def test_unknown_words_are_named():
     tokenizer = shapes_tokenizer(48)
     assert tokenizer.unknown_words("a Striped zebra's STAR, 2") == ["zebra", "2"]
+    assert tokenizer.unknown_words("plain étoile, Größe 星 star 12") == ["étoile", "größe", "星", "1", "2"]
     tokenizer(["a zebra"])  # can be written all the same
 
     def encode(names):
@@ -400,6 +401,10 @@ def test_settings_that_cannot_be(changes, match):
 def test_other_settings_that_cannot_be():
     with pytest.raises(InputError, match="for training"):
         ZeroShotConfig(split="captions")
+    with pytest.raises(InputError, match=r"--evaluation\.count 0: .*ask for 1 or more"):
+        ZeroShotConfig(count=0)
+    with pytest.raises(InputError, match=r"--evaluation\.count 2000000: .*ask for fewer"):
+        ZeroShotConfig(count=2_000_000)
     with pytest.raises(InputError, match="seeds"):
         CaptionedDataConfig(num_images=90_000_001)
     with pytest.raises(InputError, match="batch_size"):

@@ -64,7 +64,12 @@ class ZeroShotConfig:
     count: int = 200
 
     def __post_init__(self) -> None:
-        check_held_out(ShapesConfig(split=self.split))
+        shapes = ShapesConfig(split=self.split)
+        check_held_out(shapes)
+        try:
+            shapes.video_seeds(0, self.count)
+        except InputError as error:
+            raise InputError(f"--evaluation.count {self.count}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
