@@ -78,7 +78,7 @@ class ShapesConfig:
         split: A name in `SPLITS`.
         seed: Another world with the same classes and the same splits, 0 to 2**32 - 1.
         size: Height and width in pixels.
-        frames: Frames of a video; 1 gives images, each of a random moment.
+        frames: Frames of a video; 1 gives images, each of a random moment of another scene than the seed's video.
     """
 
     split: str = "train"
