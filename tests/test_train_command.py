@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small_videos import write_videos
 from tiny import tiny_model_folder
 
@@ -101,7 +102,7 @@ def finish(process, expected_code=0):
 def whole(tmp_path_factory, cache, config, clip):
     """The folder of a run of 6 steps that nothing stopped."""
     workdir = tmp_path_factory.mktemp("run")
-    finish(start(cache, config, "--workdir", workdir, "--clip", clip))
+    finish(start(cache, config, "--workdir", workdir, "--clip", clip, "--loop.picture-every", 3))
     return workdir
 
 
@@ -126,6 +127,9 @@ def test_what_is_written(whole, clip):
     model, before = load_model(whole / "model"), load_model(clip)
     assert_same_bits(model.clip_vars, before.clip_vars)
     assert model.source["clip_sha256"] == note["clip_sha256"]
+    pictures = sorted((whole / "pictures").iterdir())
+    assert [path.name for path in pictures] == ["predictions_0000003.png", "predictions_0000006.png"]
+    assert all(Image.open(path).size == (2 * 64, 64) for path in pictures)  # targets, and predictions beside them
     segmenter = clipvis_jax.load(whole / "model")
     assert segmenter.start(["cat"]).num_frames == 0
 
@@ -194,15 +198,19 @@ def test_eight_devices_give_the_losses_of_one(twenty_steps, cache, config, clip,
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path):
+def start_two(cache, config, *options):
+    """Start two processes with two devices each, which train together."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    shared = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2]
-    shared += ["--workdir", tmp_path, "--clip", clip, "--optimizer.num-steps", 20, "--loop.evaluate-every", 20]
-    processes = [start(cache, config, *shared, "--distributed.process-id", i, devices=2) for i in range(2)]
-    for process in processes:
+    shared = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2, *options]
+    return [start(cache, config, *shared, "--distributed.process-id", i, devices=2) for i in range(2)]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path):
+    options = ["--workdir", tmp_path, "--clip", clip, "--optimizer.num-steps", 20, "--loop.evaluate-every", 20]
+    for process in start_two(cache, config, *options):
         finish(process)
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
     assert read_log(tmp_path)[-1].keys() >= {"evaluation/AP"}
@@ -215,6 +223,25 @@ def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip,
     assert_same_bits(model.params, restored.state.params)
     assert_same_bits(model.clip_vars, load_model(clip).clip_vars)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".clipvis-")] == []
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_preempted(cache, config, clip, tmp_path):
+    """Both stop after the same step, which is saved, and one process alone goes on from there."""
+    options = ["--workdir", tmp_path, "--clip", clip, "--loop.checkpoint-every", 0]
+    processes = start_two(cache, config, *options, "--optimizer.num-steps", 100000)
+    while len(read_log(tmp_path)) < 2:
+        assert all(process.poll() is None for process in processes), [process.stderr.read() for process in processes]
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        output, _ = finish(process)
+        assert "stopped; the same command goes on from here" in output
+    (checkpoint,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal())
+    stopped_at = int(checkpoint.name)
+    assert read_log(tmp_path)[-1]["step"] == stopped_at
+    finish(start(cache, config, *options, "--optimizer.num-steps", stopped_at + 1))
+    assert read_log(tmp_path)[-1]["step"] == stopped_at + 1
 
 
 @pytest.mark.slow
