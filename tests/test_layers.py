@@ -93,7 +93,7 @@ ALLOWED = {
     },
     "training.host_memory": set(),
     "training.checkpoints": {"errors", "files"},
-    "training.log": {"files"},
+    "training.log": {"errors", "files"},
     "training.run_note": {"errors", "files"},
     "training.matmul_flops": set(),
     "training.loop": {

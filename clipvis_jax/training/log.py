@@ -2,15 +2,23 @@
 
 import json
 import math
+import socket
+import struct
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 
+from clipvis_jax.errors import InputError
 from clipvis_jax.files import atomic_path, output_error, prepare_output_dir
 
 
@@ -21,34 +29,47 @@ class TrainingLog:
     """
 
     def __init__(self, workdir: Path, *, first_step: int, enabled: bool = True) -> None:
-        """Open the log; one that is not enabled writes nothing (of several processes one writes).
+        """Open the log of a run that has done ``first_step`` steps; one that is not enabled writes nothing.
+
+        Of several processes one writes.
 
         Raises:
             InputError: Nothing can be written there.
         """
         self._enabled = enabled
+        self._files = ExitStack()
         if not enabled:
             return
-        self._path = prepare_output_dir(workdir) / "log.jsonl"
+        path = prepare_output_dir(workdir) / "log.jsonl"
         self._pictures = workdir / "pictures"
-        _forget_after(self._path, first_step)
-        try:
-            self._file = self._path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step, write_to_disk=True)
-        except OSError as error:
-            raise output_error(self._path, error) from error
+        _forget_after(path, first_step)
+        with ExitStack() as files:
+            self._lines = files.enter_context(closing(_LogFile(path)))
+            name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+            self._events = files.enter_context(closing(_LogFile(prepare_output_dir(workdir / "tensorboard") / name)))
+            self._events.append(_event(0, file_version="brain.Event:2"))
+            # TensorBoard hides what earlier files say of this step and those after it.
+            self._events.append(_event(first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._files = files.pop_all()
 
     def __enter__(self) -> "TrainingLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except InputError:
+            # What has ended the run already says more than a file that cannot be closed.
+            if kind is None:
+                raise
 
     def close(self) -> None:
-        """Write what is left."""
-        if self._enabled:
-            self._board.close()
-            self._file.close()
+        """Close the files.
+
+        Raises:
+            InputError: The disk is full, which some file systems say only now.
+        """
+        self._files.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Note numbers of a step, by names such as ``loss/mask/3``. Those that are not finite become null.
@@ -60,13 +81,11 @@ class TrainingLog:
             return
         record: dict[str, Any] = {"step": step}
         record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
-        try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise output_error(self._path, error) from error
+        self._lines.append((json.dumps(record) + "\n").encode())
+        numbers = Summary()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            numbers.MergeFrom(summary.scalar(name, value))
+        self._events.append(_event(step, summary=numbers))
 
     def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """Keep a picture.
@@ -79,7 +98,42 @@ class TrainingLog:
         path = prepare_output_dir(self._pictures) / f"{name}_{step:07d}.png"
         with atomic_path(path) as temporary:
             Image.fromarray(picture).save(temporary)
-        self._board.add_image(name, picture, step, dataformats="HWC")
+        self._events.append(_event(step, summary=summary.image(name, picture, dataformats="HWC")))
+
+
+class _LogFile:
+    """A file that grows at its end, without a buffer: what cannot be written is known at once, and only once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise output_error(path, error) from error
+
+    def append(self, data: bytes) -> None:
+        """Write data.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise output_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            InputError: What was written did not come through.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise output_error(self._path, error) from error
 
 
 def read_log(workdir: Path) -> list[dict[str, Any]]:
@@ -97,6 +151,25 @@ def read_log(workdir: Path) -> list[dict[str, Any]]:
 
 def _forget_after(path: Path, step: int) -> None:
     if path.is_file():
-        kept = [record for record in read_log(path.parent) if record["step"] <= step]
+        try:
+            records = read_log(path.parent)
+        except OSError as error:
+            raise output_error(path, error) from error
         with atomic_path(path) as temporary:
+            kept = [record for record in records if record["step"] <= step]
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+
+def _event(step: int, **content: Any) -> bytes:
+    """Frame an event as TensorBoard reads it: its length and its bytes, each with a checksum.
+
+    tensorboardX has writers of its own, but they work in a thread. When the disk is full that thread dies, and the run
+    then waits for it without end.
+    """
+    event = Event(wall_time=time.time(), step=step, **content).SerializeToString()
+    length = struct.pack("<Q", len(event))
+    return length + _checksum(length) + event + _checksum(event)
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
