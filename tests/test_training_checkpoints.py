@@ -1,7 +1,10 @@
 """Checkpoints of a run: whole or not there, damage noticed, best and newest kept."""
 
+import errno
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -112,20 +115,95 @@ def test_damage_is_noticed(tmp_path, number):
     assert same(restored.state, make_state(restored.step))
 
 
-def test_damaged_values_fall_back_and_say_so(tmp_path):
-    fill(tmp_path, [1, 2])
-    for path in files_of(tmp_path / "2" / "state" / "d"):
+def damage(checkpoint):
+    """Change the values of a checkpoint and nothing else."""
+    for path in files_of(checkpoint / "state" / "d"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_damaged_values_fall_back_and_say_so(tmp_path):
+    fill(tmp_path, [1, 2])
+    damage(tmp_path / "2")
+    before = files_of(tmp_path / "2")
     with TrainingCheckpoints(tmp_path) as checkpoints:
-        with pytest.warns(UserWarning, match=r"/2: damaged, passed over"):
+        with (
+            pytest.warns(UserWarning, match=r"/2: damaged or not readable, passed over"),
+            pytest.warns(UserWarning, match=r"/2: kept as 2\.damaged"),
+        ):
             restored = checkpoints.restore(abstract(make_state(0)))
         assert restored.step == 1
         assert checkpoints.steps == [1]
         checkpoints.save(2, make_state(2), {})
     with TrainingCheckpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(abstract(make_state(0))).step == 2
+    assert len(files_of(tmp_path / "2.damaged")) == len(before)
+
+
+def failing_load(monkeypatch, checkpoints, steps, error):
+    """Let the arrays of some steps fail to load."""
+    load = checkpoints._checkpointer.load_checkpointables
+
+    def load_or_fail(step, wanted):
+        if step in steps:
+            raise error
+        return load(step, wanted)
+
+    monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", load_or_fail)
+
+
+def test_what_could_not_be_read_once_is_kept(tmp_path, monkeypatch):
+    """A disk that fails for a moment costs no checkpoint: under its old name it is as good as before."""
+    fill(tmp_path, [1, 2, 3])
+    (tmp_path / "3.damaged").mkdir()  # of an earlier time
+    with TrainingCheckpoints(tmp_path) as checkpoints, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        failing_load(monkeypatch, checkpoints, [2, 3], OSError(errno.EIO, "Input/output error"))
+        assert checkpoints.restore(abstract(make_state(0))).step == 1
+    assert names_in(tmp_path) == ["1", "2.damaged", "3.damaged", "3.damaged-2"]
+    (tmp_path / "3.damaged-2").rename(tmp_path / "3")
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        assert same(checkpoints.restore(abstract(make_state(0))).state, make_state(3))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64 bytes."),
+        ExceptionGroup("two arrays", [ValueError("RESOURCE_EXHAUSTED: Out of memory")]),
+    ],
+)
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch, error):
+    fill(tmp_path, [1, 2])
+    wrapped = ValueError("cannot load")
+    wrapped.__cause__ = error
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        failing_load(monkeypatch, checkpoints, [2], wrapped)
+        with pytest.raises(InputError, match=r"/2: not enough memory to read it"):
+            checkpoints.restore(abstract(make_state(0)))
+    assert names_in(tmp_path) == ["1", "2"]
+
+
+def test_what_is_passed_over_cannot_be_renamed(tmp_path, monkeypatch):
+    def refuse(path, target):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    fill(tmp_path, [1, 2])
+    damage(tmp_path / "2")
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(Path, "rename", refuse)
+        with (
+            pytest.warns(UserWarning, match="passed over"),
+            pytest.raises(InputError, match=r"/2: cannot be written \(Permission denied\)"),
+        ):
+            checkpoints.restore(abstract(make_state(0)))
+    assert names_in(tmp_path) == ["1", "2"]
 
 
 def test_no_whole_checkpoint(tmp_path):
@@ -159,9 +237,14 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 def test_reading_leaves_a_folder_as_it_is(tmp_path):
     fill(tmp_path, [1])
+    fill(tmp_path, [2])
+    damage(tmp_path / "2")
     before = files_of(tmp_path)
-    with TrainingCheckpoints(tmp_path, is_read_only=True) as checkpoints:
-        checkpoints.restore(abstract(make_state(0)))
+    with (
+        TrainingCheckpoints(tmp_path, is_read_only=True) as checkpoints,
+        pytest.warns(UserWarning, match="passed over"),
+    ):
+        assert checkpoints.restore(abstract(make_state(0))).step == 1
     assert files_of(tmp_path) == before
 
 
@@ -214,3 +297,78 @@ def test_killed_while_writing(tmp_path):
         assert restored.data_state == {"batches": restored.step}
         assert same(restored.state, make_state(restored.step))
         last = restored.step
+
+
+PROCESS = """
+import json, logging, sys, warnings
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+folder, port, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+jax.distributed.initialize(f"localhost:{{port}}", 2, number)
+logging.disable()
+warnings.simplefilter("ignore")
+from clipvis_jax.distributed import wait_for_all
+from test_training_checkpoints import TrainingCheckpoints, abstract, damage, make_mesh, make_state
+everywhere = NamedSharding(make_mesh(), PartitionSpec())
+def state_of_all(step):
+    put = lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda index: np.asarray(x)[index])
+    return jax.tree.map(put, make_state(step))
+with TrainingCheckpoints(folder, keep_last=4) as checkpoints:
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, state_of_all(step), {{}})
+wait_for_all("written")
+if number == 0:
+    damage(folder / "4")
+wait_for_all("damaged")
+with TrainingCheckpoints(folder, keep_last=4) as checkpoints:
+    # Process 1 cannot read the notes of step 3 and the arrays of step 2; process 0 finds both whole.
+    metadata, load = checkpoints._checkpointer.metadata, checkpoints._checkpointer.load_checkpointables
+    def failing_metadata(step):
+        if number == 1 and step == 3:
+            raise OSError("Stale file handle")
+        return metadata(step)
+    def failing_load(step, wanted):
+        loaded = load(step, wanted)
+        if number == 1 and step == 2:
+            raise OSError("Stale file handle")
+        return loaded
+    checkpoints._checkpointer.metadata = failing_metadata
+    checkpoints._checkpointer.load_checkpointables = failing_load
+    restored = checkpoints.restore(abstract(state_of_all(0)))
+    steps = checkpoints.steps
+    checkpoints.save(2, state_of_all(7), {{}})
+    checkpoints.wait()
+    again = TrainingCheckpoints(folder).restore(abstract(state_of_all(0)))
+    print(json.dumps([restored.step, steps, again.step, int(again.state.step)]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_what_is_whole(tmp_path):
+    """Whatever one of them cannot read all pass over, and they go on together."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    script = PROCESS.format(tests=str(Path(__file__).parent))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path, str(port), str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        )
+        for number in range(2)
+    ]
+    try:
+        for process in processes:
+            output, error = process.communicate(timeout=120)
+            assert process.returncode == 0, error.decode()
+            assert json.loads(output.splitlines()[-1]) == [1, [1], 2, 7]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert names_in(tmp_path) == ["1", "2", "2.damaged", "3.damaged", "4.damaged"]

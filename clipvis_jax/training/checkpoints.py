@@ -5,14 +5,18 @@ on how arrays are spread over devices tells later whether a file has changed sin
 """
 
 import dataclasses
-import shutil
+import enum
+import itertools
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
@@ -23,6 +27,16 @@ _STATE = "state"
 _SCORE = "score"
 _KNUTH = np.uint32(2654435761)
 """An odd number that spreads positions over 32 bits, so that exchanged values do not cancel out."""
+
+
+class _Verdict(enum.IntEnum):
+    """What a process finds when it reads a checkpoint; of several processes the worst counts."""
+
+    WHOLE = 0
+    DAMAGED = 1
+    """Or not readable, which looks the same from here: an older one is taken."""
+    UNUSABLE = 2
+    """Nothing is wrong with the checkpoint itself, and an older one would fare no better: the run ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +147,11 @@ class TrainingCheckpoints:
                 raise self._write_error(error) from error
 
     def restore(self, abstract_state: Any) -> Restored | None:
-        """Read the newest checkpoint that is whole; damaged ones are named in a warning and passed over.
+        """Read the newest checkpoint that is whole; what cannot be read is named in a warning and passed over.
+
+        What was passed over is renamed to ``STEP.damaged``, unless the folder is read only: training comes to these
+        steps again, and the disk may have been at fault rather than the files. Several processes take a checkpoint only
+        when it is whole for all of them.
 
         Args:
             abstract_state: The tree of shapes, types and shardings that the state must have.
@@ -142,28 +160,87 @@ class TrainingCheckpoints:
             The checkpoint; None if there is none at all.
 
         Raises:
-            InputError: A checkpoint is of another model (names the first arrays that differ), or none is whole.
+            InputError: A checkpoint is of another model (names the first arrays that differ), there is not enough
+                memory for it, none is whole, or those that are not cannot be renamed.
         """
-        steps = self.steps
-        for number in reversed(steps):
-            try:
-                notes = self._checkpointer.metadata(number).custom_metadata
-                self._check_same_tree(number, notes["arrays"], _describe(abstract_state))
-                loaded = self._checkpointer.load_checkpointables(number, {_STATE: abstract_state})[_STATE]
-                if checksum(loaded) != notes["checksum"]:
-                    raise ValueError("its values have changed since it was written")
-            except InputError:
-                raise
-            except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                warnings.warn(f"{self.folder / str(number)}: damaged, passed over ({reason})", stacklevel=2)
-                continue
-            if not self._is_read_only:
-                self._drop_after(number)
-            return Restored(number, loaded, notes["data_state"])
-        if steps:
-            raise InputError(f"{self.folder}: no checkpoint is whole; start again in another --workdir")
+        below = sys.maxsize
+        while (number := self._newest_before(below)) is not None:
+            restored = self._read(number, abstract_state)
+            if restored is not None:
+                if not self._is_read_only:
+                    self._set_aside_after(number)
+                return restored
+            below = number
+        if below < sys.maxsize:
+            raise InputError(
+                f"{self.folder}: no checkpoint is whole; try again if the disk was at fault, or take another --workdir"
+            )
         return None
+
+    def _newest_before(self, step: int) -> int | None:
+        """Return the newest step before another one that any process knows a checkpoint of."""
+        newest = _largest_of_all(max((number for number in self.steps if number < step), default=-1))
+        return None if newest < 0 else newest
+
+    def _read(self, step: int, abstract_state: Any) -> Restored | None:
+        """Read a checkpoint; None if it is not whole.
+
+        All processes have to end one part well before any begins the next, since reading and adding up arrays is work
+        that they do together.
+
+        Raises:
+            InputError: It cannot be used.
+        """
+        notes = self._try_together(step, lambda: self._read_notes(step, abstract_state))
+        if notes is None:
+            return None
+        loaded = self._try_together(step, lambda: self._read_arrays(step, abstract_state))
+        if loaded is None or self._try_together(step, lambda: _check_values(loaded, notes)) is None:
+            return None
+        return Restored(step, loaded, notes["data_state"])
+
+    def _read_notes(self, step: int, abstract_state: Any) -> dict[str, Any]:
+        notes = self._checkpointer.metadata(step).custom_metadata
+        self._check_same_tree(step, notes["arrays"], _describe(abstract_state))
+        return {name: notes[name] for name in ("checksum", "data_state")}
+
+    def _read_arrays(self, step: int, abstract_state: Any) -> Any:
+        return self._checkpointer.load_checkpointables(step, {_STATE: abstract_state})[_STATE]
+
+    def _try_together(self, step: int, part: Callable[[], Any]) -> Any:
+        """Do a part of reading; returns what it returns, or None, with a warning, if it failed in any process.
+
+        Raises:
+            InputError: The checkpoint cannot be used.
+        """
+        path = self.folder / str(step)
+        result, verdict, message = None, _Verdict.WHOLE, ""
+        try:
+            result = part()
+        except InputError as error:
+            verdict, message = _Verdict.UNUSABLE, str(error)
+        except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
+            # Only words are kept: the exception would hold on to the arrays, and the next checkpoint needs their place.
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            if _is_out_of_memory(error):
+                verdict = _Verdict.UNUSABLE
+                message = (
+                    f"{path}: not enough memory to read it ({reason}); free some or use more devices, then try again"
+                )
+            else:
+                verdict = _Verdict.DAMAGED
+                message = f"{path}: damaged or not readable, passed over ({reason})"
+        worst = _Verdict(_largest_of_all(verdict))
+        if worst > verdict:
+            message = f"{path}: passed over, since another process cannot read it whole"
+            if worst is _Verdict.UNUSABLE:
+                message = f"{path}: another process cannot use it; see what that one says"
+        if worst is _Verdict.UNUSABLE:
+            raise InputError(message)
+        if worst is _Verdict.DAMAGED:
+            warnings.warn(message, stacklevel=4)
+            return None
+        return result
 
     def _check_same_tree(self, step: int, saved: dict[str, str], wanted: dict[str, str]) -> None:
         different = [
@@ -177,17 +254,63 @@ class TrainingCheckpoints:
                 f"{len(different)} differences: {'; '.join(different[:3])}; use its own config, or another --workdir"
             )
 
-    def _drop_after(self, step: int) -> None:
-        """Remove the damaged checkpoints after a step: training will come to their steps again."""
+    def _set_aside_after(self, step: int) -> None:
+        """Rename the checkpoints after a step, none of which is whole: training will come to their steps again.
+
+        Raises:
+            InputError: They cannot be renamed.
+        """
+        moved, problem = {}, ""
         if jax.process_index() == 0:
-            for number in self.steps:
-                if number > step:
-                    shutil.rmtree(self.folder / str(number), ignore_errors=True)
+            for path in [self.folder / str(number) for number in self.steps if number > step]:
+                aside = _free_name(path.with_name(f"{path.name}.damaged"))
+                try:
+                    path.rename(aside)
+                except OSError as error:
+                    problem = str(output_error(path, error))
+                    break
+                moved[path] = aside
+        # Nobody gets past this before process 0 has come to it, so all of them find the folder in its new state.
+        if _largest_of_all(int(bool(problem))):
+            raise InputError(problem or f"{self.folder}: process 0 cannot rename damaged checkpoints; see what it says")
+        for path, aside in moved.items():
+            warnings.warn(f"{path}: kept as {aside.name}; remove it if nobody misses it", stacklevel=3)
         self._checkpointer.reload()
 
     def _write_error(self, error: Exception) -> InputError:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); free some space and start again")
+
+
+def _largest_of_all(number: int) -> int:
+    """Return the largest of all processes' numbers; each waits until all have come here."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that it came from, says that the host's or a device's memory is full."""
+    if error is None:
+        return False
+    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return (
+        isinstance(error, MemoryError)
+        or "RESOURCE_EXHAUSTED" in str(error)
+        or any(_is_out_of_memory(origin) for origin in (*parts, error.__cause__ or error.__context__))
+    )
+
+
+def _check_values(state: Any, notes: dict[str, Any]) -> bool:
+    if checksum(state) != notes["checksum"]:
+        raise ValueError("its values have changed since it was written")
+    return True
+
+
+def _free_name(path: Path) -> Path:
+    """Return the path, with a number behind it if there is something of this name already."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
 
 def checksum(tree: Any) -> int:
