@@ -1,7 +1,7 @@
 """Scenes: what is in a video and how it moves, worked out before anything is drawn.
 
 Lengths are first parts of the frame's side and times parts of the video's duration, so that the same seed gives the
-same objects on the same ways at any size and number of frames.
+same objects on the same ways at any size and any number of frames from two on. A single frame is of another scene.
 """
 
 import dataclasses
