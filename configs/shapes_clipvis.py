@@ -3,7 +3,7 @@
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
     python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
-Cost: 2,800 steps of 8 images at 320x320, about 50 minutes.
+Cost: 2,400 steps of 8 images at 320x320, about 50 minutes.
 Hardware: 2 CPU cores.
 """
 
@@ -33,9 +33,9 @@ config = ClipVisExperiment(
     ),
     step=TrainingConfig(losses=LossConfig(num_points=1024)),
     optimizer=OptimizerConfig(
-        learning_rate=7e-4, num_steps=2800, drop_steps=(2050, 2600), warmup_steps=100, warmup_factor=0.0
+        learning_rate=7e-4, num_steps=2400, drop_steps=(1800, 2250), warmup_steps=100, warmup_factor=0.0
     ),
     evaluation=EvaluationConfig("shapes_val", limit=8, inference=InferenceConfig(size=320)),
-    loop=LoopConfig(log_every=20, checkpoint_every=700, evaluate_every=1400),
+    loop=LoopConfig(log_every=20, checkpoint_every=600, evaluate_every=1200),
     storage="float16",
 )
