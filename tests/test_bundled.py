@@ -193,13 +193,13 @@ def test_every_track_is_printed_with_what_it_follows(wide, capsys):
         [one, "0.90", one, one_seen, "1.00", "right"],
         [classes[other].name, "0.80", two, two_seen, "1.00", "wrong"],
         [one, "0.70", one, one_seen, "1.00", "second track"],
-        [one, "0.60", "nothing", "", "on nothing"],
+        [one, "0.60", "-", "", "strays"],
         [two, "0.50", two, two_seen, "1.00", "second track"],
         *(["-", "", name, name_seen, "", "missed"] for name, name_seen in rest),
     ]
     assert printed.splitlines()[-1] == (
         f"2 of {len(objects)} objects found, 1 of them named rightly out of 360 class names; "
-        "surplus tracks: 2 second, 1 on nothing"
+        "surplus tracks: 2 second, 1 astray"
     )
 
 
@@ -219,11 +219,11 @@ def test_demo(wide, tmp_path, capsys):
     printed = capsys.readouterr().out
     (summary,) = re.findall(
         r"^(\d+) of (\d+) objects found, (\d+) of them named rightly out of 360 class names; "
-        r"surplus tracks: (\d+) second, (\d+) on nothing$",
+        r"surplus tracks: (\d+) second, (\d+) astray$",
         printed,
         re.MULTILINE,
     )
-    found, objects, right, second, on_nothing = map(int, summary)
+    found, objects, right, second, astray = map(int, summary)
     video = open_dataset(bundled.CLIP)[0]
     assert objects == len(video.instances)
     assert 0 < right <= found <= objects
@@ -236,7 +236,7 @@ def test_demo(wide, tmp_path, capsys):
     best = {}
     for result in tracks["results"]:
         best.setdefault(result["track_id"], result)
-    assert len(best) == found + second + on_nothing
+    assert len(best) == found + second + astray
     listed = [(result["category_name"], f"{result['score']:.2f}") for result in best.values()]
     assert [(name, score) for name, score, *_, verdict in rows_of(printed) if verdict != "missed"] == listed
     with av.open(str(out / "overlay.mp4")) as container:

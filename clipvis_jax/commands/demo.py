@@ -99,7 +99,8 @@ def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Seq
     table = Table(
         title=f"Tracks that score at least {_MIN_SCORE}",
         caption="Seen: what training showed of the object's class. Overlap: intersection over union over all frames; "
-        f"from {_MIN_OVERLAP} on a track follows the object, and of several the best-scoring one comes first.",
+        f"from {_MIN_OVERLAP} on a track follows the object, and of several the best-scoring one comes first; a track "
+        "that follows none strays: from object to object, or over the background.",
         title_justify="left",
         caption_justify="left",
     )
@@ -109,13 +110,13 @@ def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Seq
     for outcome in outcomes:
         result, annotation = outcome.result, outcome.annotation
         if annotation is None:
-            verdict = "on nothing"
+            verdict = "strays"
         elif outcome.is_second:
             verdict = "second track"
         else:
             verdict = "right" if result.category_id == annotation.category_id else "wrong"
         verdicts.append(verdict)
-        true = ("nothing", "") if annotation is None else describe(annotation.category_id)
+        true = ("-", "") if annotation is None else describe(annotation.category_id)
         table.add_row(
             categories[result.category_id].name, f"{result.score:.2f}", *true, f"{outcome.overlap:.2f}", verdict
         )
@@ -127,5 +128,5 @@ def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Seq
     print(
         f"{len(found)} of {len(ground_truth.annotations)} objects found, {verdicts.count('right')} of them named "
         f"rightly out of {len(categories)} class names; surplus tracks: {verdicts.count('second track')} second, "
-        f"{verdicts.count('on nothing')} on nothing"
+        f"{verdicts.count('strays')} astray"
     )
