@@ -226,25 +226,6 @@ def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip,
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_is_preempted(cache, config, clip, tmp_path):
-    """Both stop after the same step, which is saved, and one process alone goes on from there."""
-    options = ["--workdir", tmp_path, "--clip", clip, "--loop.checkpoint-every", 0]
-    processes = start_two(cache, config, *options, "--optimizer.num-steps", 100000)
-    while len(read_log(tmp_path)) < 2:
-        assert all(process.poll() is None for process in processes), [process.stderr.read() for process in processes]
-        time.sleep(0.01)
-    processes[1].send_signal(signal.SIGTERM)
-    for process in processes:
-        output, _ = finish(process)
-        assert "stopped; the same command goes on from here" in output
-    (checkpoint,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal())
-    stopped_at = int(checkpoint.name)
-    assert read_log(tmp_path)[-1]["step"] == stopped_at
-    finish(start(cache, config, *options, "--optimizer.num-steps", stopped_at + 1))
-    assert read_log(tmp_path)[-1]["step"] == stopped_at + 1
-
-
-@pytest.mark.slow
 def test_fine_tuning_starts_from_a_models_decoders(whole, cache, config, clip, tmp_path):
     finish(start(cache, config, "--workdir", tmp_path, "--init-from", whole / "model", "--optimizer.num-steps", 1))
     start_again = read_log(tmp_path)[0]["loss/total"]
