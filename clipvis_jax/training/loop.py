@@ -4,28 +4,24 @@ One step after the other; logs, pictures, scores and checkpoints at their times;
 """
 
 import dataclasses
-import fcntl
-import signal
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 from tqdm import tqdm
 
 from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import output_error, prepare_output_dir
 from clipvis_jax.prefetch import prefetch
 from clipvis_jax.training.checkpoints import TrainingCheckpoints
 from clipvis_jax.training.log import TrainingLog
-from clipvis_jax.training.run_note import changed_settings, write_note
+from clipvis_jax.training.run_folder import changed_settings, lock_folder, write_note
+from clipvis_jax.training.stop_signal import StopSignal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +181,7 @@ def train(
     """
     is_first = jax.process_index() == 0
     with (
-        _lock(workdir),
+        lock_folder(workdir),
         TrainingCheckpoints(
             workdir / "checkpoints", keep_last=config.keep_last, keep_best=config.keep_best
         ) as checkpoints,
@@ -199,7 +195,7 @@ def train(
         with (
             TrainingLog(workdir, first_step=first_step, enabled=is_first) as log,
             closing(prefetch(_batches(data), 1)) as batches,
-            _StopSignal() as stop,
+            StopSignal() as stop,
             tqdm(
                 total=task.num_steps,
                 initial=first_step,
@@ -369,67 +365,3 @@ class _Reporter:
             if peak is not None:
                 times["utilisation_of_bfloat16_peak"] = flops / seconds / peak
         return times
-
-
-class _StopSignal:
-    """Notes SIGTERM (a machine that is taken away) and Ctrl-C, so that a step can end and be saved.
-
-    A second signal ends the process at once. Of several processes all stop after the same step.
-    """
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        # With several processes JAX listens for SIGTERM itself.
-        if jax.process_count() == 1 and current_thread() is main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def requested(self, step: int) -> bool:
-        """Tell whether training is to stop after this step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._is_set
-
-    def _note(self, *_: object) -> None:
-        self._is_set = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-
-@contextmanager
-def _lock(workdir: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the system takes the lock away when the process ends, however it ends.
-
-    Raises:
-        InputError: Another run is at work there, or it cannot be written.
-    """
-    if jax.process_index() != 0:
-        yield
-        return
-    path = prepare_output_dir(workdir) / "lock"
-    try:
-        file = path.open("a")
-    except OSError as error:
-        raise output_error(path, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{workdir}: another run is at work there; wait for it, or choose another --workdir"
-            ) from error
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be locked ({error.strerror}); choose a --workdir on another disk"
-            ) from error
-        yield

@@ -1,18 +1,51 @@
-"""What a run depends on, noted in its folder; and how a run differs from the one that it goes on from."""
+"""The folder of a run: who may write there, and the note of what the run depends on."""
 
+import fcntl
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import atomic_path
+from clipvis_jax.files import atomic_path, output_error, prepare_output_dir
 
 _FILE = "run.json"
 _CHANGED = "changed_settings"
 _FIXED = {"clip_sha256": "CLIP", "dataset": "data set"}
 """What a run is never gone on with if it differs, and what messages call it."""
+
+
+@contextmanager
+def lock_folder(workdir: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the system takes the lock away when the process ends, however it ends.
+
+    Raises:
+        InputError: Another run is at work there, or it cannot be written.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    path = prepare_output_dir(workdir) / "lock"
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise output_error(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{workdir}: another run is at work there; wait for it, or choose another --workdir"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be locked ({error.strerror}); choose a --workdir on another disk"
+            ) from error
+        yield
 
 
 def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
