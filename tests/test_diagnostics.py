@@ -8,7 +8,7 @@ from plain_evaluation import HEIGHT, LENGTH, WIDTH, pixels, random_case, score, 
 
 from clipvis_jax.evaluation import PROTOCOLS, evaluate, evaluate_classification, parse_ground_truth, parse_results
 from clipvis_jax.evaluation.diagnostics import video_scores
-from clipvis_jax.evaluation.outcomes import Confusion, confusions, instance_outcomes
+from clipvis_jax.evaluation.outcomes import Confusion, confusions, instance_outcomes, track_outcomes
 
 BOX = (4, 4, 10, 10)
 HALVES = (4, 4, 10, 5), (4, 9, 10, 5)
@@ -119,6 +119,8 @@ def test_annotation_ids_may_repeat_from_video_to_video():
     # Only the cat is found, so only cats are left to be named.
     assert evaluate_classification(parsed, found, PROTOCOLS["ytvis"]).stats["AP"] == pytest.approx(1)
     assert [outcome.named for outcome in instance_outcomes(parsed, found)] == [1, None]
+    outcomes = track_outcomes(parsed, parse_results(results, parsed))
+    assert [outcome.is_second for outcome in outcomes] == [False, False, True]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -101,7 +101,7 @@ def track_outcomes(
         if not annotation.is_crowd:
             annotations_of[annotation.video_id].append(annotation)
     outcomes: list[TrackOutcome] = []
-    followed: set[int] = set()
+    followed: set[tuple[int, int]] = set()
     for result in sorted(results, key=lambda result: -result.score):
         candidates = annotations_of[result.video_id]
         video = ground_truth.videos[result.video_id]
@@ -110,8 +110,10 @@ def track_outcomes(
         if closest is None or overlap < min_overlap:
             outcomes.append(TrackOutcome(result, None, overlap, is_second=False))
         else:
-            outcomes.append(TrackOutcome(result, closest, overlap, is_second=closest.id in followed))
-            followed.add(closest.id)
+            # Ids may repeat from video to video.
+            key = result.video_id, closest.id
+            outcomes.append(TrackOutcome(result, closest, overlap, is_second=key in followed))
+            followed.add(key)
     return outcomes
 
 
