@@ -146,6 +146,10 @@ class TrainingCheckpoints:
             except (OSError, ValueError) as error:
                 raise self._write_error(error) from error
 
+    def newest(self) -> int | None:
+        """Return the newest step that any process knows a checkpoint of; all processes have to ask."""
+        return self._newest_before(sys.maxsize)
+
     def restore(self, abstract_state: Any) -> Restored | None:
         """Read the newest checkpoint that is whole; what cannot be read is named in a warning and passed over.
 

@@ -267,7 +267,7 @@ def _begin(
 ) -> _Begin:
     """Find the state to go on from, and put the data in its place."""
     restored, changed = None, []
-    if checkpoints.steps:
+    if checkpoints.newest() is not None:
         changed = changed_settings(workdir, description)
         restored = checkpoints.restore(task.abstract_state())
     if restored is None and resume_from is not None:
