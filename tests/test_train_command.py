@@ -129,7 +129,9 @@ def test_what_is_written(whole, clip):
     assert model.source["clip_sha256"] == note["clip_sha256"]
     pictures = sorted((whole / "pictures").iterdir())
     assert [path.name for path in pictures] == ["predictions_0000003.png", "predictions_0000006.png"]
-    assert all(Image.open(path).size == (2 * 64, 64) for path in pictures)  # targets, and predictions beside them
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.size == (2 * 64, 64)  # targets, and predictions beside them
     segmenter = clipvis_jax.load(whole / "model")
     assert segmenter.start(["cat"]).num_frames == 0
 
