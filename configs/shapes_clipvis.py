@@ -3,7 +3,7 @@
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
     python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
-Cost: 2,400 steps of 8 images at 320x320, about 50 minutes.
+Cost: 3,000 steps of 8 images at 320x320, about 50 minutes.
 Hardware: 2 CPU cores.
 """
 
@@ -21,7 +21,7 @@ from clipvis_jax.training.step import TrainingConfig
 config = ClipVisExperiment(
     backbone=None,
     pixel_decoder=PixelDecoderConfig(dim=96, mask_dim=96, num_layers=2, num_heads=4, ffn_dim=192),
-    query_decoder=QueryDecoderConfig(num_queries=20, num_layers=6, dim=96, mask_dim=96, ffn_dim=192),
+    query_decoder=QueryDecoderConfig(num_queries=10, num_layers=3, dim=96, mask_dim=96, ffn_dim=192),
     dataset="shapes_train",
     data=PipelineConfig(
         batch_size=8,
@@ -33,9 +33,9 @@ config = ClipVisExperiment(
     ),
     step=TrainingConfig(losses=LossConfig(num_points=1024)),
     optimizer=OptimizerConfig(
-        learning_rate=7e-4, num_steps=2400, drop_steps=(1800, 2250), warmup_steps=100, warmup_factor=0.0
+        learning_rate=1e-3, num_steps=3000, drop_steps=(2250, 2800), warmup_steps=100, warmup_factor=0.0
     ),
     evaluation=EvaluationConfig("shapes_val", limit=8, inference=InferenceConfig(size=320)),
-    loop=LoopConfig(log_every=20, checkpoint_every=600, evaluate_every=1200),
+    loop=LoopConfig(log_every=20, checkpoint_every=600, evaluate_every=1500),
     storage="float16",
 )
