@@ -51,7 +51,7 @@ DIFFERENCES = (
     (
         "top-K matching instead of the previous frame",
         ("components", "+ top-K matching", "AP"),
-        ("components", "baseline: previous frame, class probabilities alone", "AP"),
+        ("components", "baseline: previous frame, no weights", "AP"),
     ),
     ("objectness in the score", ("components", "+ objectness", "AP"), ("components", "+ top-K matching", "AP")),
     ("mask IoU in the score", (*METHOD, "AP"), ("components", "+ objectness", "AP")),
@@ -86,9 +86,9 @@ class Run:
         # By weights, so that results of other models may lie beside.
         return self.out / self.digest[:12] / what
 
-    def evaluation(self):
-        """Return the arguments of ``clipvis`` that score the model on val."""
-        return self._command("eval", "val", "val")
+    def evaluation(self, dataset):
+        """Return the arguments of ``clipvis`` that score the model on a data set."""
+        return self._command("eval", dataset, dataset)
 
     def ablation(self, dataset):
         """Return the arguments of ``clipvis`` that switch the model's parts on a data set."""
@@ -105,12 +105,12 @@ class Run:
 class Scores:
     """What the commands found for one model.
 
-    ``metrics`` is metrics.json of val; ``ablations`` has the rows of ablation.csv by data set, and these by table and
-    setting: scores 0..1 by column, None where there is no ground truth.
+    By data set ``metrics`` has metrics.json, and ``ablations`` the rows of ablation.csv by table and setting: scores
+    0..1 by column, None where there is no ground truth.
     """
 
     run: Run
-    metrics: dict
+    metrics: dict[str, dict]
     ablations: dict[str, dict[tuple[str, str], dict[str, float | None]]]
 
 
@@ -136,7 +136,7 @@ def run_commands(run):
     Raises:
         SystemExit: A command failed, and has said why.
     """
-    for arguments in (run.evaluation(), *(run.ablation(dataset) for dataset in DATASETS)):
+    for arguments in [command(dataset) for dataset in DATASETS for command in (run.evaluation, run.ablation)]:
         print(f"\n$ clipvis {shlex.join(arguments)}", flush=True)
         if code := clipvis(arguments):
             sys.exit(code)
@@ -144,15 +144,16 @@ def run_commands(run):
 
 def read_scores(run):
     """Read what the commands for one model have written."""
-    ablations = {}
+    metrics, ablations = {}, {}
     for dataset in DATASETS:
+        metrics[dataset] = json.loads((run.folder(dataset) / "metrics.json").read_text())
         with (run.folder(f"ablation_{dataset}") / "ablation.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         ablations[dataset] = {
             (row["table"], row["setting"]): {name: float(row[name]) if row[name] else None for name in COLUMNS}
             for row in rows
         }
-    return Scores(run, json.loads((run.folder("val") / "metrics.json").read_text()), ablations)
+    return Scores(run, metrics, ablations)
 
 
 # --- the document
@@ -176,18 +177,19 @@ def command_block(*commands):
     return "\n".join(["```", *(f"clipvis {shlex.join(arguments)}" for arguments in commands), "```", ""])
 
 
-def main_scores(scores):
-    """Return the scores of one model on val: those of ``COLUMNS``, with true names, with true masks."""
-    metrics = scores.metrics["metrics"]["shapes"]
-    groups = [metrics["groups"][name]["AP"] for name in PARTS]
-    oracles = [scores.metrics[name]["AP"] for name in ("oracle_names", "oracle_masks")]
-    return [metrics["stats"]["AP"], metrics["stats"]["AP50"], *groups, *oracles]
+def main_scores(metrics):
+    """Return the scores of one model: those of ``COLUMNS``, novel by base, with true names, with true masks."""
+    scores = metrics["metrics"]["shapes"]
+    base, novel, unseen = (scores["groups"][name]["AP"] for name in PARTS)
+    ratio = novel / base if base and novel is not None else None
+    oracles = [metrics[name]["AP"] for name in ("oracle_names", "oracle_masks")]
+    return [scores["stats"]["AP"], scores["stats"]["AP50"], base, novel, unseen, ratio, *oracles]
 
 
-def class_agnostic_scores(scores):
-    """Return the class-agnostic AP of one model on val: of all objects, and of those of each part."""
-    found = scores.metrics["class_agnostic"]
-    return [found["stats"]["AP"], *(found["groups"][name]["AP"] for name in PARTS)]
+def class_agnostic_scores(metrics):
+    """Return the class-agnostic scores of one model: AP, recall, recall of each part's objects."""
+    found = metrics["class_agnostic"]
+    return [found["stats"]["AP"], found["stats"]["AR100"], *(found["groups"][name]["AR100"] for name in PARTS)]
 
 
 def write_conditions(models):
@@ -196,7 +198,8 @@ def write_conditions(models):
     limit = first.run.limit
     totals = {dataset: DRAWN[name].count for dataset, name in DATASETS.items()}
     videos = " and ".join(f"{min(limit or n, n)} of the {n} videos of {dataset}" for dataset, n in totals.items())
-    versions = first.metrics["versions"]
+    metrics = first.metrics["val"]
+    versions = metrics["versions"]
     numbers = (
         f"with {len(models)} models a number is their mean, and the brackets hold the smallest and the largest"
         if len(models) > 1
@@ -204,7 +207,7 @@ def write_conditions(models):
     )
     rows = []
     for model in models:
-        found = model.metrics["model"]
+        found = model.metrics["val"]["model"]
         source = found["source"] or {}
         seeds = [(part.get("config") or {}).get("seed", "-") for part in (source, source.get("clip") or {})]
         rows.append(
@@ -212,25 +215,27 @@ def write_conditions(models):
         )
     return (
         f"Scores in percent, on {videos}; {numbers}. clipvis_jax {versions['clipvis_jax']}, jax {versions['jax']}, "
-        f"{first.metrics['device']}.\n\n"
+        f"{metrics['device']}.\n\n"
         + markdown_table(["model", "folder", "seed of the decoders", "seed of CLIP", "weights"], rows, num_labels=5)
-        + "\nCommands are those of model 1; for others the folder after `--model` and the number in `--out` change.\n"
+        + "\nCommands are those of model 1; another model has its folder after `--model` and its weights in `--out`.\n"
     )
 
 
-def write_main_table(models):
-    """Write the scores on val, model by model."""
-    main = model_table(models, [*COLUMNS, "true names", "true masks"], main_scores)
-    found = model_table(models, ["all", *PARTS], class_agnostic_scores)
+def write_main_tables(models, dataset):
+    """Write the scores on a data set, model by model."""
+    metrics = [model.metrics[dataset] for model in models]
+    main = model_table(models, [*COLUMNS, "novel / base", "true names", "true masks"], map(main_scores, metrics))
+    head = ["AP", "AR100", *(f"AR100 {part}" for part in PARTS)]
+    found = model_table(models, head, map(class_agnostic_scores, metrics))
     return (
-        f"### Main scores, val\n\n{main}\nClass-agnostic AP, val: how well objects are found, whatever they are called."
-        f"\n\n{found}\n{command_block(models[0].run.evaluation())}"
+        f"### Main scores, {dataset}\n\n{main}\nClass-agnostic: how well objects are found, whatever they are called."
+        f"\n\n{found}\n{command_block(models[0].run.evaluation(dataset))}"
     )
 
 
-def model_table(models, head, scores_of):
+def model_table(models, head, scores):
     """Write a table with a row for each model, and one for all of them if there are several."""
-    table = list(map(scores_of, models))
+    table = list(scores)
     rows = [[str(model.run.number), *(spread([x]) for x in row)] for model, row in zip(models, table, strict=True)]
     if len(models) > 1:
         rows.append(["all", *(spread(values) for values in zip(*table, strict=True))])
@@ -273,7 +278,8 @@ def write_ablation(models, table):
 
 def write_tables(models, plot_name):
     """Write all that stands between the marks of the document."""
-    parts = [write_conditions(models), write_main_table(models), write_differences(models)]
+    parts = [write_conditions(models), *(write_main_tables(models, dataset) for dataset in DATASETS)]
+    parts += [write_differences(models)]
     parts += [write_ablation(models, table) for table in TITLES]
     bars = "; bars from the smallest to the largest of all models" if len(models) > 1 else ""
     plot = f"### K and T\n\n![AP over K and over T, on val and on occlusion](images/{plot_name})\n\n"
@@ -320,20 +326,30 @@ def read_document(path):
         InputError: It is missing or lacks the marks.
     """
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); copy docs/experiments.md there") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.reason
+        raise InputError(f"{path}: cannot be read ({reason}); copy docs/experiments.md there") from error
     replace_between_marks(text, "", path)
     return text
 
 
+def plot_folder(document):
+    """Return the folder of the document's plot, which is made if it is not there.
+
+    Raises:
+        InputError: It cannot be made or written to.
+    """
+    return prepare_output_dir(document.parent / "images")
+
+
 def write_document(path, models):
     """Write the scores of all models into the document, and the plot beside it."""
-    plot = prepare_output_dir(path.parent / "images") / f"{path.stem}.svg"
+    plot = plot_folder(path) / f"{path.stem}.svg"
     plot_curves(plot, models)
     text = replace_between_marks(read_document(path), write_tables(models, plot.name), path)
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     print(f"\nwrote {path} and {plot}")
 
 
@@ -352,6 +368,7 @@ def main(argv=None):
             for number, (model, digest) in enumerate(zip(models, digest_models(models), strict=True), start=1)
         ]
         read_document(options.document)
+        plot_folder(options.document)
         for run in runs:
             run_commands(run)
         write_document(options.document, [read_scores(run) for run in runs])

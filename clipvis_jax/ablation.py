@@ -57,7 +57,7 @@ def paper_settings(
     previous = AssociationConfig(mode="previous")
     plain = ScoreConfig(use_objectness=False, use_iou=False)
     return (
-        Setting("components", "baseline: previous frame, class probabilities alone", previous, plain),
+        Setting("components", "baseline: previous frame, no weights", previous, plain),
         Setting("components", "+ top-K matching", scores=plain),
         Setting("components", "+ objectness", scores=ScoreConfig(use_iou=False)),
         Setting("components", "+ mask IoU (the method)"),
@@ -207,7 +207,8 @@ def plot_table(path: Path, rows: Sequence[Row], table: str) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415 (slow to import)
+    import matplotlib as mpl  # noqa: PLC0415 (slow to import)
+    from matplotlib.figure import Figure  # noqa: PLC0415
 
     chosen = [row for row in rows if row.setting.table == table]
     values = [int(row.setting.label) for row in chosen]
@@ -218,6 +219,6 @@ def plot_table(path: Path, rows: Sequence[Row], table: str) -> None:
     axes.set(xlabel=table, ylabel="score, %", xticks=values)
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_path(path) as temporary:
-        # Without a date, so that the same scores give the same file.
+    # Without a date and with fixed ids, so that the same scores give the same file.
+    with atomic_path(path) as temporary, mpl.rc_context({"svg.hashsalt": "clipvis"}):
         figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -104,11 +104,14 @@ class ClipTokenizer:
         return [i for i, text in enumerate(texts) if len(self._pieces(text)) > self.context_length - 2]
 
     def unknown_words(self, text: str) -> list[str]:
-        """List the words of a text that are not among the known ones, if these are all that the encoder knows."""
+        """List the words and signs of a text that are not among the known ones, if these are all the encoder knows.
+
+        Commas and full stops are never listed.
+        """
         if self.known_words is None:
             return []
-        words = [word for word, _ in _word_splitter().pre_tokenize_str(clean_text(text)) if word.isalnum()]
-        return [word for word in words if word not in self.known_words]
+        words = [word for word, _ in _word_splitter().pre_tokenize_str(clean_text(text))]
+        return [word for word in words if word not in self.known_words and word.strip(",.")]
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer in transformers' format, to be read by ``load_tokenizer`` without a network."""

@@ -24,7 +24,6 @@ import functools
 import logging
 import signal
 import sys
-import warnings
 
 import jax
 import numpy as np
@@ -59,13 +58,26 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture
-def restored_globals():
-    """Put back what the command line sets for its whole process."""
-    hook, show, logger = sys.unraisablehook, warnings.showwarning, logging.getLogger("absl")
-    level, folder = logger.level, jax.config.jax_compilation_cache_dir
+@pytest.fixture(scope="session")
+def globals_before(tmp_path_factory):
+    """Keep the user's cache out of the tests, and note what the command line sets for its whole process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPVIS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield sys.unraisablehook, logging.getLogger("absl").level, jax.config.jax_compilation_cache_dir
+
+
+@pytest.fixture(autouse=True)
+def restored_globals(globals_before):
+    """Put back what the command line sets, lest pytest miss files that a later test leaves open."""
+    hook, level, folder = globals_before
+
+    def restore():
+        sys.unraisablehook = hook
+        logging.getLogger("absl").setLevel(level)
+        if jax.config.jax_compilation_cache_dir != folder:
+            jax.config.update("jax_compilation_cache_dir", folder)
+            reset_cache()
+
+    restore()  # a fixture of the whole module may have run a command
     yield
-    sys.unraisablehook, warnings.showwarning = hook, show
-    logger.setLevel(level)
-    jax.config.update("jax_compilation_cache_dir", folder)
-    reset_cache()
+    restore()

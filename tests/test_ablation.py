@@ -97,6 +97,7 @@ def test_papers_settings():
     settings = ablation.paper_settings()
     assert len({ablation.identity(setting) for setting in settings}) == 16  # the method itself stands in six tables
     assert [s.label for s in settings if s.table == "K"] == ["1", "3", "5", "7", "9"]
+    assert [s.label for s in settings if s.table == "T"] == ["1", "5", "9", "13"]
     method = ablation.identity(ablation.Setting("", ""))
     assert sum(ablation.identity(setting) == method for setting in settings) == 6
     renamed = dataclasses.replace(settings[0], label="x", table="y")
@@ -121,7 +122,9 @@ def test_plot(tmp_path):
     rows = [ablation.Row(ablation.Setting("K", str(k)), {"AP": 0.1 * k}) for k in (1, 3)]
     ablation.plot_table(tmp_path / "a.svg", rows, "K")
     ablation.plot_table(tmp_path / "b.svg", rows, "K")
-    assert "<svg" in (tmp_path / "a.svg").read_text()
+    first = (tmp_path / "a.svg").read_text()
+    assert "<svg" in first
+    assert (tmp_path / "b.svg").read_text() == first
 
 
 def test_command(model, dataset, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What comes with the package: its files are whole and small, the demo runs, and the model scores what it scored."""
 
+import functools
 import hashlib
 import json
 import re
@@ -33,7 +34,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def own_cache(cache, monkeypatch, restored_globals):
+def own_cache(cache, monkeypatch):
     monkeypatch.setenv("CLIPVIS_CACHE", str(cache))
 
 
@@ -99,6 +100,16 @@ def test_a_file_that_was_cut_off_is_found(made):
     path = made / "model/config.json"
     path.write_bytes(path.read_bytes()[:-1])
     assert damage_of(made).startswith(f"{path}: damaged; ")
+
+
+def test_the_demo_checks_first(made, tmp_path, monkeypatch, capsys):
+    (made / "model/config.json").write_bytes(b"[]")
+    monkeypatch.setattr(bundled, "check_files", functools.partial(bundled.check_files, made))
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"clipvis: error: {made / 'model/config.json'}: damaged; ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 # --- the bundle

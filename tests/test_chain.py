@@ -46,7 +46,7 @@ WHOLE_IMAGES_FROM = 8
 
 
 @pytest.fixture(autouse=True)
-def own_cache(cache, monkeypatch, restored_globals):
+def own_cache(cache, monkeypatch):
     monkeypatch.setenv("CLIPVIS_CACHE", str(cache))
 
 
@@ -210,9 +210,13 @@ def test_nor_on_training_videos_that_were_written_out(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert main([str(argument) for argument in ("eval", *options, tmp_path / "val" / "annotations.json")]) == 0
     assert "shapes_val, 1 of 1 videos, shapes" in capsys.readouterr().out  # as the drawn data set, by part
-    (tmp_path / "val" / "shapes.json").write_text("{}")
-    error = error_of(capsys, "eval", *options, tmp_path / "val" / "annotations.json")
-    assert "names no split" in error
+    # The file itself says what it is, wherever it lies and whatever it is called.
+    for split, code in (("train", 2), ("val", 0)):
+        moved = (tmp_path / split / "annotations.json").rename(tmp_path / split / "mine.json")
+        assert main([str(argument) for argument in ("eval", *options, moved)]) == code
+    content = json.loads(moved.read_text())
+    moved.write_text(json.dumps(content | {"info": content["info"] | {"split": "mine"}}))
+    assert "names no split" in error_of(capsys, "eval", *options, moved)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,6 @@ from clipvis_jax.video_writer import VideoWriter
 CLI = [sys.executable, "-m", "clipvis_jax.cli"]
 
 
-pytestmark = pytest.mark.usefixtures("restored_globals")
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what every run needs: ``model``, ``clip.mp4`` (12 frames of 96 x 150) and a cache."""

@@ -27,8 +27,8 @@ def write_results(run, ap):
     metrics = {
         "metrics": {"shapes": {"stats": stats, "groups": groups}},
         "class_agnostic": {
-            "stats": {"AP": 0.8},
-            "groups": {"base": {"AP": 0.7}, "novel": {"AP": 0.9}, "unseen": {"AP": None}},
+            "stats": {"AP": 0.8, "AR100": 0.85},
+            "groups": {"base": {"AR100": 0.7}, "novel": {"AR100": 0.9}, "unseen": {"AR100": None}},
         },
         "oracle_names": {"AP": 0.65},
         "oracle_masks": {"AP": 0.6},
@@ -40,9 +40,9 @@ def write_results(run, ap):
             "source": {"config": {"seed": 7}, "clip": {"config": {"seed": 5}}},
         },
     }
-    run.folder("val").mkdir(parents=True)
-    (run.folder("val") / "metrics.json").write_text(json.dumps(metrics))
     for dataset, penalty in zip(DATASETS, (0, 0.1), strict=True):
+        run.folder(dataset).mkdir(parents=True)
+        (run.folder(dataset) / "metrics.json").write_text(json.dumps(metrics))
         rows = [
             Row(
                 setting,
@@ -84,11 +84,13 @@ def test_mean_and_spread(values, sign, expected):
 
 def test_numbers_reach_their_cells(models):
     text = experiments.write_tables(models, "plot.svg")
-    head = ["AP", "AP50", "AP base", "AP novel", "AP unseen", "true names", "true masks"]
-    assert cells_of(text, "model", "AP") == head[1:]
-    assert cells_of(text, "2", "30.0") == ["40.0", "30.0", "20.0", "-", "65.0", "60.0"]
-    assert cells_of(text, "2", "80.0") == ["70.0", "90.0", "-"]
-    assert cells_of(text, "all", "25.0 (20.0 to 30.0)")[:3] == [
+    main = text[text.index("### Main scores, val") : text.index("### Main scores, occlusion")]
+    head = ["AP", "AP50", "AP base", "AP novel", "AP unseen", "novel / base", "true names", "true masks"]
+    assert cells_of(main, "model", "AP", "AP50") == head[2:]
+    assert cells_of(main, "model", "AP", "AR100") == ["AR100 base", "AR100 novel", "AR100 unseen"]
+    assert cells_of(main, "2", "30.0") == ["40.0", "30.0", "20.0", "-", "66.7", "65.0", "60.0"]
+    assert cells_of(main, "2", "80.0") == ["85.0", "70.0", "90.0", "-"]
+    assert cells_of(main, "all", "25.0 (20.0 to 30.0)")[:3] == [
         "35.0 (30.0 to 40.0)",
         "25.0 (20.0 to 30.0)",
         "15.0 (10.0 to 20.0)",
@@ -122,15 +124,13 @@ def test_commands_in_the_document_are_those_that_run(models):
     text = experiments.write_tables([dataclasses.replace(models[0], run=run)], "plot.svg")
     assert "on 4 of the 200 videos of val and 4 of the 100 videos of occlusion" in text
     lines = {line for line in text.splitlines() if line.startswith("clipvis ") and "--" in line}
-    commands = [run.evaluation(), *map(run.ablation, DATASETS)]
+    commands = [command(dataset) for dataset in DATASETS for command in (run.evaluation, run.ablation)]
     assert lines == {f"clipvis {shlex.join(command)}" for command in commands}
-    evaluation, val, occlusion = map(parse_command, commands)
-    assert isinstance(evaluation, Evaluate)
-    assert (evaluation.dataset, evaluation.size, evaluation.limit) == ("shapes_val", 320, 4)
-    assert isinstance(val, Ablate)
-    assert isinstance(occlusion, Ablate)
-    assert (val.dataset, occlusion.dataset, occlusion.size) == ("shapes_val", "shapes_occlusion", 320)
-    assert len({evaluation.out, val.out, occlusion.out}) == 3
+    parsed = [parse_command(command) for command in commands]
+    assert [type(command) for command in parsed] == [Evaluate, Ablate] * 2
+    assert [command.dataset for command in parsed] == ["shapes_val"] * 2 + ["shapes_occlusion"] * 2
+    assert {(command.size, command.limit) for command in parsed} == {(320, 4)}
+    assert len({command.out for command in parsed}) == 4
 
 
 def test_results_of_other_models_lie_beside(models):

@@ -8,8 +8,6 @@ from annotation_files import write_dataset, youtube_vis
 from clipvis_jax.cli import main
 from clipvis_jax.data.catalog import open_dataset
 
-pytestmark = pytest.mark.usefixtures("restored_globals")
-
 
 @pytest.fixture
 def root(tmp_path):

@@ -366,7 +366,8 @@ def test_every_word_is_one_token(tmp_path):
 
 def test_unknown_words_are_named():
     tokenizer = shapes_tokenizer(48)
-    assert tokenizer.unknown_words("a Striped zebra's STAR, 2") == ["zebra", "2"]
+    assert tokenizer.unknown_words("a Striped zebra's STAR, 2.") == ["zebra", "'s", "2"]
+    assert tokenizer.unknown_words("teal_star +++ 🦓") == ["_", "+++", "🦓"]
     assert tokenizer.unknown_words("plain étoile, Größe 星 star 12") == ["étoile", "größe", "星", "1", "2"]
     tokenizer(["a zebra"])  # can be written all the same
 

@@ -1,6 +1,7 @@
 """The training step: equal to the authors' step, and the same however it is computed."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +155,16 @@ def test_a_step_that_is_not_finite_changes_no_parameter_and_is_named():
     assert first_non_finite(metrics) == "loss 'iou' of layer 0 (of 0..3) is nan"
     jax.tree.map(np.testing.assert_array_equal, (before.params, before.opt_state), (state.params, state.opt_state))
     assert int(state.step) == 1
+
+
+def test_a_process_has_a_stretch_of_the_batch():
+    """On pods the order of chips, and of their ids, is not that of processes."""
+    chips = [SimpleNamespace(id=i, process_index=(i // 2) % 3) for i in range(12)]
+    for fsdp in (1, 2):
+        devices = make_mesh(fsdp, chips).devices
+        assert devices.shape == (12 // fsdp, fsdp)
+        order = [(chip.process_index, chip.id) for chip in devices.flat]
+        assert order == sorted(order)
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -1,7 +1,6 @@
 """``clipvis shapes``."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,9 +49,5 @@ class Shapes:
             from clipvis_jax.data.shapes.writing import write_ytvis
 
             config = ShapesConfig(split=self.split, seed=self.seed, size=self.size, frames=self.frames)
-        try:
-            written = write_ytvis(config, self.out, count=self.count, first=self.first, show_progress=True)
-        except KeyboardInterrupt:
-            print("clipvis: stopped; the same command goes on from here", file=sys.stderr)
-            raise SystemExit(130) from None
+        written = write_ytvis(config, self.out, count=self.count, first=self.first, show_progress=True)
         print(f"wrote {written}")

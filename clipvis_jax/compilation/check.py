@@ -6,8 +6,11 @@ Only shapes are used; neither weights nor data nor a TPU are needed.
 import dataclasses
 import os
 import re
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -152,13 +155,18 @@ def compile_step(experiment: ClipVisExperiment, devices: Sequence[Any], topology
     traced = step.trace(abstract_state(model, optimizer), {"trunk": trunk}, batch)
     lowered = traced.lower()
     traced_at = time.perf_counter()
-    compiled, needed, limit = None, None, None
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        needed, limit = parse_out_of_memory(str(error))
-        if needed is None:
-            raise
+    compiled, text, needed, limit = None, None, None, None
+    with tempfile.TemporaryDirectory() as dump:
+        options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if devices[0].platform == "tpu" else {}
+        try:
+            compiled = lowered.compile(compiler_options=options)
+            compiled_at = time.perf_counter()
+            text = _program_text(compiled, Path(dump))
+        except jax.errors.JaxRuntimeError as error:
+            compiled_at = time.perf_counter()
+            needed, limit = parse_out_of_memory(str(error))
+            if needed is None:
+                raise
     analysis = compiled.cost_analysis() if compiled is not None else {}
     return CompileReport(
         topology=topology,
@@ -169,10 +177,22 @@ def compile_step(experiment: ClipVisExperiment, devices: Sequence[Any], topology
         matmul_flops=count_matmul_flops(traced.jaxpr) / len(devices),
         compiler_flops=analysis.get("flops"),
         bytes_accessed=analysis.get("bytes accessed"),
-        collectives=find_collectives(compiled.as_text()) if compiled is not None else None,
+        collectives=find_collectives(text) if text is not None else None,
         trace_seconds=traced_at - start,
-        compile_seconds=time.perf_counter() - traced_at,
+        compile_seconds=compiled_at - traced_at,
     )
+
+
+def _program_text(compiled: jax.stages.Compiled, dump: Path) -> str:
+    """Return what was compiled as text, from the compiler's own notes if JAX cannot read it.
+
+    Compiled for v6e, large steps have asynchronous operations of libtpu's that are unknown to the XLA inside jaxlib.
+    """
+    with suppress(jax.errors.JaxRuntimeError):
+        if (text := compiled.as_text()) is not None:
+            return text
+    (note,) = dump.glob("*.after_optimizations.txt")
+    return note.read_text()
 
 
 def model_of(experiment: ClipVisExperiment) -> ClipVis:

@@ -29,8 +29,9 @@ def evaluate_class_agnostic(
         ground_truth: The true tracks.
         results: The tracks found, under any classes.
         protocol: Which official evaluator to follow; its groups are not used.
-        groups: Sets of category ids, by name. For each the metrics tell how well the annotations of these classes are
-            found: all others neither count nor cost anything.
+        groups: Sets of category ids, by name. For each the metrics have the recall (``AR...``) of the annotations of
+            these classes. Not the precision: tracks on nothing belong to no class, so the smaller a group is, the
+            more of them there are for each of its annotations.
         show_progress: Show a progress bar.
     """
     protocol = dataclasses.replace(protocol, groups={})
@@ -49,8 +50,11 @@ def evaluate_class_agnostic(
         return evaluate(one_class, found, protocol, show_progress=show_progress)
 
     ignoring = dataclasses.replace(protocol, ignores_crowd=True, shared="crowd")
-    group_stats = {name: score(ignoring, ids).stats for name, ids in (groups or {}).items()}
-    return dataclasses.replace(score(protocol), groups=group_stats)
+    recalls = {
+        name: {stat: value for stat, value in score(ignoring, ids).stats.items() if stat.startswith("AR")}
+        for name, ids in (groups or {}).items()
+    }
+    return dataclasses.replace(score(protocol), groups=recalls)
 
 
 def evaluate_segmentation(

@@ -21,8 +21,8 @@ from clipvis_jax.evaluation.video_ap import MAX_RESULTS, STATS, THRESHOLDS, Vide
 class Summary:
     """Scores by every protocol asked for, the first being the data set's own, and what tells where results are weak.
 
-    ``class_agnostic`` counts all classes as one, also by group; ``oracle_names`` judges masks and tracks as if the
-    names were perfect, ``oracle_masks`` the names as if the masks were.
+    ``class_agnostic`` counts all classes as one, with recall by group; ``oracle_names`` judges masks and tracks as if
+    the names were perfect, ``oracle_masks`` the names as if the masks were.
     """
 
     protocols: tuple[VideoMetrics, ...]
@@ -110,8 +110,8 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
         "of the objects found"
     )
     agnostic = {"all": summary.class_agnostic.stats, **summary.class_agnostic.groups}
-    listed = ", ".join(f"{name} {_percent(values['AP'])}" for name, values in agnostic.items())
-    console.print(f"class-agnostic AP, of all tracks in one ranking: {listed}")
+    listed = ", ".join(f"{name} {_percent(values['AR100'])}" for name, values in agnostic.items())
+    console.print(f"class-agnostic: AP {_percent(summary.class_agnostic.stats['AP'])}; AR100 {listed}")
 
 
 def _percent(score: float) -> str:

@@ -30,6 +30,9 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arrange devices, by default all of them, as a mesh (``data``, ``fsdp``).
 
+    They stand in the order of their processes, so that a process's part of a batch is a stretch of it: an image's
+    place in the batch, on which random draws hang, must not depend on how chips are wired.
+
     Args:
         fsdp: Over how many devices parameters and optimiser state are cut up; 1 keeps a copy on each.
         devices: The devices.
@@ -41,7 +44,9 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(f"fsdp {fsdp}: must divide the number of devices, which is {len(devices)}")
     shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+    # Not jax.make_mesh, which goes round the chips of a pod as their network does, in and out of processes.
+    ordered = np.array(sorted(devices, key=lambda device: (device.process_index, device.id)))
+    return Mesh(ordered.reshape(shape), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from clipvis_jax.data.fields import load_json
+from clipvis_jax.data.json_stream import JsonStream
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.data.shapes.dataset import ShapesDataset
 from clipvis_jax.data.shapes.splits import SPLITS, WORLD_VERSION, ShapesConfig
@@ -17,6 +18,7 @@ from clipvis_jax.files import atomic_path, output_error, prepare_output_dir
 
 ANNOTATIONS, IMAGES = "annotations.json", "JPEGImages"
 _SETTINGS = "shapes.json"
+_DESCRIPTION = "Shapes world"
 
 
 def write_ytvis(
@@ -64,25 +66,27 @@ def write_ytvis(
 
 
 def split_of_file(annotations: Path) -> str | None:
-    """Tell the split of an annotation file that `write_ytvis` wrote; None for files of other origin.
+    """Tell the split of an annotation file that `write_ytvis` wrote, by its ``info``; None for files of other origin.
 
     Raises:
-        InputError: The settings beside the file are damaged.
+        InputError: The file cannot be read, is not JSON, or names no split.
     """
-    path = annotations.parent / _SETTINGS
-    if annotations.name != ANNOTATIONS or not path.is_file():
-        return None
-    settings = load_json(path)
-    split = settings.get("split") if isinstance(settings, dict) else None
-    if split not in SPLITS:
-        raise InputError(f"{path}: names no split of the Shapes world; write the videos again")
-    return split
+    for entry in JsonStream(annotations):
+        if entry.key == "info" and isinstance(entry.value, dict):
+            if not str(entry.value.get("description")).startswith(_DESCRIPTION):
+                return None
+            if entry.value.get("split") not in SPLITS:
+                raise InputError(f"{annotations}: info names no split of the Shapes world; write the videos again")
+            return entry.value["split"]
+        if entry.position is not None:
+            return None  # ``info`` comes before the lists
+    return None
 
 
 def ytvis_annotations(dataset: ShapesDataset, records: list[VideoRecord]) -> dict[str, Any]:
     """Return the content of an annotation file in YouTube-VIS format."""
     return {
-        "info": {"description": f"Shapes world, version {WORLD_VERSION}", **dataclasses.asdict(dataset.config)},
+        "info": {"description": f"{_DESCRIPTION}, version {WORLD_VERSION}", **dataclasses.asdict(dataset.config)},
         "licenses": [],
         "videos": [
             {
