@@ -1,4 +1,4 @@
-"""Model folders: sizes, parameters, tokenizer and provenance in one place. The only file that knows orbax.
+"""Model folders: sizes, parameters, tokenizer and provenance in one place.
 
 A folder holds ``config.json`` (format version, sizes, checksum, where the weights come from), ``variables/``
 (parameters, by orbax) and ``tokenizer/`` (files in transformers' format).

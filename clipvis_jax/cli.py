@@ -42,6 +42,8 @@ RESUMABLE = (Evaluate, Ablate, Prepare, Shapes, Train)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C.
 
+    A training that Ctrl-C or SIGTERM stops has saved itself, and returns 0.
+
     Raises:
         SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
     """

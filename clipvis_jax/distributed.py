@@ -73,3 +73,14 @@ def common_random_name() -> str:
     if jax.process_count() > 1:
         name = np.asarray(multihost_utils.broadcast_one_to_all(np.frombuffer(name, np.uint8))).tobytes()
     return name.hex()
+
+
+def largest_of_all(number: int) -> int:
+    """Return the largest of all processes' numbers, which fit into 32 bits; each waits until all have asked."""
+    import jax  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+    from jax.experimental import multihost_utils  # noqa: PLC0415
+
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))

@@ -92,10 +92,16 @@ def start(cache, config, *options, devices=1):
     )
 
 
-def finish(process, expected_code=0):
-    output, error = process.communicate(timeout=500)
-    assert process.returncode == expected_code, error
-    return output, error
+def finish(*processes, expected_code=0):
+    """Wait for processes that work together; returns what the first one printed."""
+    try:
+        said = [process.communicate(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
+    for process, (_, error) in zip(processes, said, strict=True):
+        assert process.returncode == expected_code, error
+    return said[0]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +152,7 @@ def test_two_runs_are_the_same_to_the_bit(whole, cache, config, clip, tmp_path):
 @pytest.mark.slow
 def test_killed_and_resumed_equals_whole(whole, cache, config, clip, tmp_path):
     """kill -9 after the checkpoint of step 3, with worker processes running; the rest as if nothing had happened."""
-    options = ["--workdir", tmp_path, "--clip", clip, "--data.num-workers", 2]
+    options = ["--workdir", tmp_path, "--clip", clip, "--data.num-workers", 2, "--loop.keep-last", 1000]
     # Many more steps than it can do before it is killed; the schedule is the same up to there.
     process = start(cache, config, *options, "--optimizer.num-steps", 100000)
     while not (tmp_path / "checkpoints" / "3").exists():
@@ -212,8 +218,7 @@ def start_two(cache, config, *options):
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path):
     options = ["--workdir", tmp_path, "--clip", clip, "--optimizer.num-steps", 20, "--loop.evaluate-every", 20]
-    for process in start_two(cache, config, *options):
-        finish(process)
+    finish(*start_two(cache, config, *options))
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
     assert read_log(tmp_path)[-1].keys() >= {"evaluation/AP"}
     # One process alone restores the checkpoint.

@@ -234,6 +234,29 @@ def test_a_stopped_run_saves_and_does_nothing_else(tmp_path):
     assert not (tmp_path / "pictures").exists()
 
 
+def test_a_state_is_safe_before_it_is_evaluated(tmp_path):
+    """An evaluation that fails, or that is never come to, is made up for; nothing is trained twice."""
+    failing = ToyTask()
+
+    def fail(state, folder):
+        assert steps_in(tmp_path) == [4]
+        raise InputError("a frame is missing")
+
+    failing.evaluate = fail
+    with pytest.raises(InputError, match="a frame is missing"):
+        run(failing, tmp_path, evaluate_every=4)
+    stopped = ToyTask(on_step=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 10 else None)
+    assert run(stopped, tmp_path, evaluate_every=4) is False
+    assert stopped.batches == list(range(5, 11))
+    assert stopped.evaluated == ["step_0000004", "step_0000008"]
+    last = ToyTask()
+    assert run(last, tmp_path, evaluate_every=4) is True
+    assert (last.batches, last.evaluated) == ([], ["step_0000010"])
+    again = ToyTask()
+    assert run(again, tmp_path, evaluate_every=4) is True
+    assert again.evaluated == []
+
+
 def test_evaluation_is_not_counted_as_training_time(tmp_path):
     task = ToyTask(num_steps=4)
     task.evaluate = lambda state, folder: time.sleep(2) or {"AP": 0.0}

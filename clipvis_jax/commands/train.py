@@ -141,12 +141,15 @@ def _scale_optimizer(path: Path, experiment: "Experiment", rule: Literal["linear
 
     if not isinstance(experiment, ClipVisExperiment):
         raise InputError("--scale-optimizer: is for trainings of the decoders; set the options of --optimizer yourself")
-    optimizer = scale_to_batch(
-        experiment.optimizer,
-        batch_size=experiment.data.batch_size,
-        reference=load_config(path).data.batch_size,
-        rule=rule,
-    )
+    batch_size = experiment.data.batch_size
+    try:
+        optimizer = scale_to_batch(
+            experiment.optimizer, batch_size=batch_size, reference=load_config(path).data.batch_size, rule=rule
+        )
+    except ValueError as error:
+        raise InputError(
+            f"--scale-optimizer: batches of {batch_size} images leave too few steps ({error}); choose smaller ones"
+        ) from error
     return dataclasses.replace(experiment, optimizer=optimizer)
 
 

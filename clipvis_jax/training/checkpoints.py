@@ -7,6 +7,7 @@ on how arrays are spread over devices tells later whether a file has changed sin
 import dataclasses
 import enum
 import itertools
+import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
+from clipvis_jax.distributed import largest_of_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.files import output_error
 
@@ -46,6 +47,7 @@ class Restored:
     step: int
     state: Any
     data_state: dict[str, Any]
+    score: float | None
 
 
 class TrainingCheckpoints:
@@ -64,6 +66,8 @@ class TrainingCheckpoints:
     ) -> None:
         """Open or make the folder; what an earlier process left unfinished is removed, unless it is read only.
 
+        Checkpoints whose score is damaged, with which orbax would not open the folder, are renamed to ``STEP.damaged``.
+
         Raises:
             InputError: The folder cannot be written.
         """
@@ -79,6 +83,7 @@ class TrainingCheckpoints:
         self._is_read_only = is_read_only
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._set_aside([path for path in self.folder.glob("[0-9]*") if _has_damaged_score(path)])
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
                 # The training loop decides; whatever it hands in is saved.
@@ -97,11 +102,22 @@ class TrainingCheckpoints:
         self.close()
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Wait until everything is written.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        failure = None
         try:
             self.wait()
-        finally:
+        except InputError as error:
+            failure = error
+        try:
             self._checkpointer.close()
+        except (OSError, ValueError) as error:  # orbax says it once more
+            failure = failure or self._write_error(error)
+        if failure is not None:
+            raise failure
 
     @property
     def steps(self) -> list[int]:
@@ -183,7 +199,7 @@ class TrainingCheckpoints:
 
     def _newest_before(self, step: int) -> int | None:
         """Return the newest step before another one that any process knows a checkpoint of."""
-        newest = _largest_of_all(max((number for number in self.steps if number < step), default=-1))
+        newest = largest_of_all(max((number for number in self.steps if number < step), default=-1))
         return None if newest < 0 else newest
 
     def _read(self, step: int, abstract_state: Any) -> Restored | None:
@@ -201,12 +217,15 @@ class TrainingCheckpoints:
         loaded = self._try_together(step, lambda: self._read_arrays(step, abstract_state))
         if loaded is None or self._try_together(step, lambda: _check_values(loaded, notes)) is None:
             return None
-        return Restored(step, loaded, notes["data_state"])
+        return Restored(step, loaded, notes["data_state"], notes["score"])
 
     def _read_notes(self, step: int, abstract_state: Any) -> dict[str, Any]:
-        notes = self._checkpointer.metadata(step).custom_metadata
+        metadata = self._checkpointer.metadata(step)
+        notes = metadata.custom_metadata
         self._check_same_tree(step, notes["arrays"], _describe(abstract_state))
-        return {name: notes[name] for name in ("checksum", "data_state")}
+        return {name: notes[name] for name in ("checksum", "data_state")} | {
+            "score": (metadata.metrics or {}).get(_SCORE)
+        }
 
     def _read_arrays(self, step: int, abstract_state: Any) -> Any:
         return self._checkpointer.load_checkpointables(step, {_STATE: abstract_state})[_STATE]
@@ -234,7 +253,7 @@ class TrainingCheckpoints:
             else:
                 verdict = _Verdict.DAMAGED
                 message = f"{path}: damaged or not readable, passed over ({reason})"
-        worst = _Verdict(_largest_of_all(verdict))
+        worst = _Verdict(largest_of_all(verdict))
         if worst > verdict:
             message = f"{path}: passed over, since another process cannot read it whole"
             if worst is _Verdict.UNUSABLE:
@@ -264,9 +283,20 @@ class TrainingCheckpoints:
         Raises:
             InputError: They cannot be renamed.
         """
+        self._set_aside([self.folder / str(number) for number in self.steps if number > step])
+        self._checkpointer.reload()
+
+    def _set_aside(self, damaged: list[Path]) -> None:
+        """Rename checkpoints that are not whole; all processes have to take part.
+
+        Raises:
+            InputError: They cannot be renamed, or must not be.
+        """
         moved, problem = {}, ""
-        if jax.process_index() == 0:
-            for path in [self.folder / str(number) for number in self.steps if number > step]:
+        if damaged and self._is_read_only:
+            problem = f"{damaged[0]}: damaged; remove it to go on without it"
+        elif jax.process_index() == 0:
+            for path in damaged:
                 aside = _free_name(path.with_name(f"{path.name}.damaged"))
                 try:
                     path.rename(aside)
@@ -275,22 +305,22 @@ class TrainingCheckpoints:
                     break
                 moved[path] = aside
         # Nobody gets past this before process 0 has come to it, so all of them find the folder in its new state.
-        if _largest_of_all(int(bool(problem))):
+        if largest_of_all(int(bool(problem))):
             raise InputError(problem or f"{self.folder}: process 0 cannot rename damaged checkpoints; see what it says")
         for path, aside in moved.items():
-            warnings.warn(f"{path}: kept as {aside.name}; remove it if nobody misses it", stacklevel=3)
-        self._checkpointer.reload()
+            warnings.warn(f"{path}: damaged, kept as {aside.name}; remove it if nobody misses it", stacklevel=4)
 
     def _write_error(self, error: Exception) -> InputError:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); free some space and start again")
 
 
-def _largest_of_all(number: int) -> int:
-    """Return the largest of all processes' numbers; each waits until all have come here."""
-    if jax.process_count() == 1:
-        return number
-    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+def _has_damaged_score(checkpoint: Path) -> bool:
+    path = checkpoint / "metrics" / "metrics"
+    try:
+        return path.is_file() and not isinstance(json.loads(path.read_bytes()), dict)
+    except ValueError:
+        return True
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

@@ -60,6 +60,10 @@ class EvaluationConfig:
     limit: int | None = 50
     inference: InferenceConfig = InferenceConfig()
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"evaluation.limit {self.limit}: give at least 1 video, or None for all")
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipVisExperiment:
@@ -179,7 +183,13 @@ class ClipVisTask:
         """Do a step."""
         if self._compiled is None:
             traced = self._step.trace(state, self._trunk, batch)
-            self._flops = count_matmul_flops(traced.jaxpr) / self._mesh.size
+            counted = traced
+            # What is computed twice to save memory is no use made of the device.
+            plain = dataclasses.replace(self._experiment.step, remat="none", accumulation=1)
+            if plain != self._experiment.step:
+                step = make_train_step(self._model, plain, self._optimizer, self._mesh)
+                counted = step.trace(state, self._trunk, batch)
+            self._flops = count_matmul_flops(counted.jaxpr) / self._mesh.size
             self._compiled = traced.lower().compile()
             give_back_freed_memory()
         return self._compiled(state, self._trunk, batch)

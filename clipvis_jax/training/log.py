@@ -141,7 +141,7 @@ def read_log(workdir: Path) -> list[dict[str, Any]]:
     records = []
     path = workdir / "log.jsonl"
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:

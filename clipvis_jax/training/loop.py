@@ -205,36 +205,43 @@ def train(
             ) as bar,
         ):
             reporter = _Reporter(task, config, log, bar, checkpoints)
+
+            def evaluate(step: int, state: Any, data_state: dict[str, Any]) -> None:
+                """Score a state that is safe on disk, and keep it with its score."""
+                checkpoints.wait()
+                scores = task.evaluate(state, workdir / "evaluation" / f"step_{step:07d}")
+                log.write(step, {f"evaluation/{name}": value for name, value in scores.items()})
+                checkpoints.save(step, state, data_state, score=next(iter(scores.values()), None))
+
+            # Stopped or failed before its evaluation was done.
+            if first_step and begin.score is None and _is_evaluated(first_step, config, task):
+                evaluate(first_step, state, begin.data_state)
             for step in range(first_step + 1, last_step + 1):
                 with reporter.timed("data"):
                     host_batch, data_state = next(batches)
                     batch = task.put(host_batch)
-                with reporter.timed("step"):
+                # The first one is compiled meanwhile.
+                with reporter.timed("other" if step == first_step + 1 else "step"):
                     state, metrics = task.step(state, batch)
                 # The numbers of the step before are read while the device computes this one.
                 reporter.settle()
                 reporter.add(step, metrics)
                 bar.update()
                 is_stopped = stop.requested(step)
-                scores: dict[str, float] = {}
                 # A machine that is taken away leaves time to save, and for nothing else.
                 if _is_due(step, config.picture_every) and not is_stopped:
                     with reporter.timed("other"):
                         log.picture(step, "predictions", task.picture(state, batch))
-                is_evaluated = _is_due(step, config.evaluate_every) or (
-                    config.evaluate_every and step == task.num_steps
-                )
-                if is_evaluated and not is_stopped:
+                is_evaluated = _is_evaluated(step, config, task)
+                if is_stopped or step == last_step or is_evaluated or _is_due(step, config.checkpoint_every):
                     reporter.settle()
                     with reporter.timed("other"):
-                        scores = task.evaluate(state, workdir / "evaluation" / f"step_{step:07d}")
-                    log.write(step, {f"evaluation/{name}": value for name, value in scores.items()})
-                if is_stopped or step == last_step or scores or _is_due(step, config.checkpoint_every):
-                    reporter.settle()
-                    with reporter.timed("other"):
-                        checkpoints.save(step, state, data_state, score=next(iter(scores.values()), None))
+                        checkpoints.save(step, state, data_state)
                 if is_stopped:
                     break
+                if is_evaluated:
+                    with reporter.timed("other"):
+                        evaluate(step, state, data_state)
             reporter.settle()
         checkpoints.wait()
         is_complete = last_step == task.num_steps and not is_stopped
@@ -248,12 +255,21 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _is_evaluated(step: int, config: LoopConfig, task: Task) -> bool:
+    return _is_due(step, config.evaluate_every) or (config.evaluate_every > 0 and step == task.num_steps)
+
+
 class _Begin(NamedTuple):
-    """Where a run begins: a state, the step that it is of, and the settings that changed on the way there."""
+    """Where a run begins: a state, the step that it is of, its score, its place in the data, and what changed before.
+
+    ``changed`` are the names of settings that changed on the way there.
+    """
 
     state: Any
-    step: int
-    changed: list[str]
+    step: int = 0
+    score: float | None = None
+    data_state: dict[str, Any] = {}  # noqa: RUF012 (never written to)
+    changed: list[str] = []  # noqa: RUF012
 
 
 def _begin(
@@ -280,14 +296,14 @@ def _begin(
         if restored is None:
             raise InputError(f"{folder}: holds no checkpoint to resume from")
     if restored is None:
-        return _Begin(task.init_state(), 0, [])
+        return _Begin(task.init_state())
     if restored.step > task.num_steps:
         raise InputError(
             f"{workdir}: the checkpoint is of step {restored.step}, beyond the {task.num_steps} of the whole training; "
             "give more steps, or choose another --workdir"
         )
     data.set_state(restored.data_state)
-    return _Begin(restored.state, restored.step, changed)
+    return _Begin(restored.state, restored.step, restored.score, restored.data_state, changed)
 
 
 def _batches(data: Data) -> Generator[tuple[Any, dict[str, Any]], None, None]:

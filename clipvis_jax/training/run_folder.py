@@ -4,12 +4,13 @@ import fcntl
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from clipvis_jax.distributed import largest_of_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.files import atomic_path, output_error, prepare_output_dir
 
@@ -23,12 +24,25 @@ _FIXED = {"clip_sha256": "CLIP", "dataset": "data set"}
 def lock_folder(workdir: Path) -> Iterator[None]:
     """Keep other runs out of a folder; the system takes the lock away when the process ends, however it ends.
 
+    Process 0 holds it for all processes of a run, and if it cannot, all of them stop.
+
     Raises:
         InputError: Another run is at work there, or it cannot be written.
     """
-    if jax.process_index() != 0:
+    with ExitStack() as stack:
+        problem = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(_locked(workdir))
+            except InputError as error:
+                problem = error
+        if largest_of_all(int(problem is not None)):
+            raise problem or InputError(f"{workdir}: process 0 cannot have it for this run; see what that one says")
         yield
-        return
+
+
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
     path = prepare_output_dir(workdir) / "lock"
     try:
         file = path.open("a")
@@ -75,7 +89,8 @@ def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
     for name, what in _FIXED.items():
         if earlier.get(name) != description.get(name):
             raise InputError(f"{folder}: is a run with another {what}; choose another --workdir or --resume")
-    changed = set(_differences(earlier, description))
+    # When to stop is no property of what is trained: to go on later, it has to change.
+    changed = set(_differences(earlier, description)) - {"config.loop.stop_after"}
     if changed:
         warnings.warn(f"{folder}: goes on with other settings than before: {', '.join(sorted(changed))}", stacklevel=2)
     return sorted(changed | changed_before)
