@@ -92,9 +92,9 @@ ALLOWED = {
         "visualize",
     },
     "training.host_memory": set(),
-    "training.checkpoints": {"errors", "files"},
+    "training.checkpoints": {"distributed", "errors", "files"},
     "training.log": {"errors", "files"},
-    "training.run_folder": {"errors", "files"},
+    "training.run_folder": {"distributed", "errors", "files"},
     "training.stop_signal": set(),
     "training.matmul_flops": set(),
     "training.loop": {
