@@ -5,7 +5,8 @@
     python -m bench.training matching         both matchers on a step's assignment problems
 
 Random weights. Each figure comes from a process of its own; the time in brackets is that of the processor, all cores
-together. Prints Markdown.
+together. Memory is the process's, and the device's where it keeps count (GPUs, TPUs; "-" on CPUs). Products are those
+of matrices and convolutions in a second, with those done twice because of --remat. Prints Markdown.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from clipvis_jax.structs import Targets, TrainingBatch
 from clipvis_jax.training.host_memory import give_back_freed_memory, keep_freed_memory
 from clipvis_jax.training.losses import LossConfig
 from clipvis_jax.training.matching import MatchingConfig, match
+from clipvis_jax.training.matmul_flops import count_matmul_flops
 from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer
 from clipvis_jax.training.sharding import make_mesh, put_batch
 from clipvis_jax.training.step import TrainingConfig, init_state, make_train_step
@@ -68,7 +70,9 @@ def measure_step(options):
     state = init_state(model, optimizer, mesh, seed=0)
     batch = put_batch(random_batch(options.batch, options.size, options.targets, options.slots), mesh)
     start = time.perf_counter()
-    step = make_train_step(model, settings, optimizer, mesh).lower(state, clip_vars, batch).compile()
+    traced = make_train_step(model, settings, optimizer, mesh).trace(state, clip_vars, batch)
+    flops = count_matmul_flops(traced.jaxpr)
+    step = traced.lower().compile()
     compile_seconds = time.perf_counter() - start
     give_back_freed_memory()
     temporary = step.memory_analysis().temp_size_in_bytes / 2**30
@@ -81,12 +85,17 @@ def measure_step(options):
         processor_seconds.append(time.process_time() - processor_start)
     assert np.isfinite(metrics.total_loss)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    device_peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     cells = [
         f"{options.what}, {options.layers} layers, {options.size}, batch {options.batch}",
+        options.dtype,
         f"{options.targets} of {options.slots}",
         options.remat,
-        f"{min(seconds):.1f} s ({min(processor_seconds):.1f} s)",
+        f"{min(seconds):.3g} s ({min(processor_seconds):.3g} s)",
+        f"{options.batch / min(seconds):.3g}",
+        f"{flops / min(seconds) / 1e12:.3g} TFLOP/s",
         f"{peak:.1f} GiB",
+        "-" if device_peak is None else f"{device_peak / 2**30:.1f} GiB",
         f"{temporary:.1f} GiB",
         f"{compile_seconds:.0f} s",
     ]
@@ -133,7 +142,8 @@ def main():
         print(measure_step(options), flush=True)
     else:
         print(
-            "| step | targets | remat | time | peak memory | temporary | compilation |\n|---|---|---|---|---|---|---|"
+            "| step | type | targets | remat | time | images/s | products | process's peak | device's peak "
+            "| temporary | compilation |\n" + "|---" * 11 + "|"
         )
         subprocess.run([sys.executable, "-m", "bench.training", *sys.argv[1:], "--here"], check=True)
 
