@@ -16,7 +16,7 @@ from tqdm import tqdm
 from clipvis_jax.association import AssociationConfig
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.dataset_run import DatasetFrames, RunFolder, order_by_size
-from clipvis_jax.evaluation import VideoMetrics
+from clipvis_jax.evaluation import VideoMetrics, percent
 from clipvis_jax.files import atomic_path, prepare_output_dir
 from clipvis_jax.prediction_cache import VideoReplay, collect_video, load_video, save_video
 from clipvis_jax.scores import ScoreConfig
@@ -194,11 +194,6 @@ def csv_table(rows: Sequence[Row]) -> str:
             [row.setting.table, row.setting.label, *("" if x < 0 else repr(x) for x in row.scores.values())]
         )
     return text.getvalue()
-
-
-def percent(score: float) -> str:
-    """Write a score in percent, or a dash where there is none."""
-    return "-" if score < 0 else f"{100 * score:.1f}"
 
 
 def plot_table(path: Path, rows: Sequence[Row], table: str) -> None:

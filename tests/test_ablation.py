@@ -111,7 +111,7 @@ def test_tables():
         ablation.Row(ablation.Setting("T", "1"), {"AP": 0.0, "AP novel": 0.0}),
     ]
     text = ablation.markdown_tables(rows)
-    assert "| K | AP | AP novel |\n|---|---:|---:|\n| 1 | 25.0 | - |\n| 3 | 100.0 | 50.0 |\n" in text
+    assert "| K | AP | AP novel |\n|---|---:|---:|\n| 1 | 25.0 | — |\n| 3 | 100.0 | 50.0 |\n" in text
     assert "## T" in text
     table = list(csv.DictReader(ablation.csv_table(rows).splitlines()))
     assert table[0] == {"table": "K", "setting": "1", "AP": "0.25", "AP novel": ""}

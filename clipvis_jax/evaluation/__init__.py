@@ -13,7 +13,7 @@ from clipvis_jax.evaluation.inputs import (
     parse_results,
 )
 from clipvis_jax.evaluation.protocols import PROTOCOLS, Protocol, scoring_rules
-from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate
+from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate, percent
 
 __all__ = [
     "ABSENT",
@@ -29,5 +29,6 @@ __all__ = [
     "load_results",
     "parse_ground_truth",
     "parse_results",
+    "percent",
     "scoring_rules",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result
+from clipvis_jax.evaluation.outcomes import distinct_tracks
 from clipvis_jax.evaluation.protocols import Protocol
 from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate, track_overlaps
 
@@ -35,7 +36,7 @@ def evaluate_class_agnostic(
         show_progress: Show a progress bar.
     """
     protocol = dataclasses.replace(protocol, groups={})
-    found = [dataclasses.replace(result, category_id=1) for result in _distinct_tracks(results)]
+    found = [dataclasses.replace(result, category_id=1) for result in distinct_tracks(_best_first(results))]
 
     def score(protocol: Protocol, counted: Collection[int] | None = None) -> VideoMetrics:
         annotations = [
@@ -65,7 +66,7 @@ def evaluate_segmentation(
     Each track takes the class of the annotation that it overlaps most, however little; one that overlaps none is left
     out. Results with the very same masks count once, with their best score.
     """
-    nearest = _nearest_annotations(ground_truth, _distinct_tracks(results), show_progress=show_progress)
+    nearest = _nearest_annotations(ground_truth, distinct_tracks(_best_first(results)), show_progress=show_progress)
     named = [
         dataclasses.replace(result, category_id=annotation.category_id)
         for result, annotation, overlap in nearest
@@ -105,14 +106,8 @@ def evaluate_classification(
     )
 
 
-def _distinct_tracks(results: Iterable[Result]) -> list[Result]:
-    """Keep, of results of a video with the very same masks, the one with the best score."""
-    best: dict[tuple[int, tuple[str | None, ...]], Result] = {}
-    for result in results:
-        key = result.video_id, tuple(result.track.counts)
-        if key not in best or best[key].score < result.score:
-            best[key] = result
-    return list(best.values())
+def _best_first(results: Iterable[Result]) -> list[Result]:
+    return sorted(results, key=lambda result: result.score, reverse=True)
 
 
 def _nearest_annotations(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
 import numpy as np
@@ -124,11 +124,11 @@ def confusions(outcomes: Sequence[Outcome]) -> list[Confusion]:
     return sorted(mistakes, key=lambda mistake: (-mistake.count, mistake.true_id, mistake.predicted_id or 0))
 
 
-def distinct_tracks(results: Sequence[Result]) -> list[Result]:
-    """Keep the first result of every track of a video: a track may come under several classes."""
-    first: dict[tuple[str | None, ...], Result] = {}
+def distinct_tracks(results: Iterable[Result]) -> list[Result]:
+    """Keep the first result of every track, which is a video's very same masks: it may come under several classes."""
+    first: dict[tuple[int, tuple[str | None, ...]], Result] = {}
     for result in results:
-        first.setdefault(tuple(result.track.counts), result)
+        first.setdefault((result.video_id, tuple(result.track.counts)), result)
     return list(first.values())
 
 

@@ -14,7 +14,15 @@ from clipvis_jax.evaluation.diagnostics import (
 )
 from clipvis_jax.evaluation.inputs import GroundTruth, Result
 from clipvis_jax.evaluation.protocols import Protocol
-from clipvis_jax.evaluation.video_ap import MAX_RESULTS, STATS, THRESHOLDS, VideoMetrics, evaluate, group_members
+from clipvis_jax.evaluation.video_ap import (
+    MAX_RESULTS,
+    STATS,
+    THRESHOLDS,
+    VideoMetrics,
+    evaluate,
+    group_members,
+    percent,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +111,12 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
         for name in columns:
             table.add_column(name, justify="right")
         for name in STATS:
-            table.add_row(name, *(_percent(values[name]) for values in columns.values()))
+            table.add_row(name, *(percent(values[name]) for values in columns.values()))
         console.print(table)
     console.print(
         "true names: each track named as the object that it overlaps most; true masks: each with that object's masks, "
         "of the objects found"
     )
     agnostic = {"all": summary.class_agnostic.stats, **summary.class_agnostic.groups}
-    listed = ", ".join(f"{name} {_percent(values['AR100'])}" for name, values in agnostic.items())
-    console.print(f"class-agnostic: AP {_percent(summary.class_agnostic.stats['AP'])}; AR100 {listed}")
-
-
-def _percent(score: float) -> str:
-    return "-" if score < 0 else f"{100 * score:.1f}"
+    listed = ", ".join(f"{name} {percent(values['AR100'])}" for name, values in agnostic.items())
+    console.print(f"class-agnostic: AP {percent(summary.class_agnostic.stats['AP'])}; AR100 {listed}")

@@ -21,6 +21,8 @@ from clipvis_jax.evaluation.protocols import Protocol
 
 ABSENT = -1.0
 """A score that does not exist: there is no ground truth to compare with."""
+NO_SCORE = "—"
+"""Stands for it where people read."""
 
 # Matches the official code: these very floats. np.arange gives others, and overlaps such as 3/5 change sides.
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -50,6 +52,11 @@ class VideoMetrics:
     per_category: dict[int, dict[str, float]]
     groups: dict[str, dict[str, float]]
     precision: Float[np.ndarray, "c thresholds recalls"]
+
+
+def percent(score: float) -> str:
+    """Write a score times 100, as papers do."""
+    return NO_SCORE if score == ABSENT else f"{100 * score:.1f}"
 
 
 def evaluate(

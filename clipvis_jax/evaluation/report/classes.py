@@ -5,8 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from clipvis_jax.evaluation.outcomes import Outcome, confusions
 from clipvis_jax.evaluation.report.markup import Markup, element, join
-from clipvis_jax.evaluation.report.scores import NO_SCORE, percent
-from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics
+from clipvis_jax.evaluation.video_ap import ABSENT, NO_SCORE, VideoMetrics, percent
 
 _MOST_CONFUSIONS = 40
 _SCORES = ("AP", "AP50", "AP75", "AR100")

@@ -5,19 +5,10 @@ from collections.abc import Mapping, Sequence
 from clipvis_jax.evaluation.outcomes import Outcome
 from clipvis_jax.evaluation.published import SOURCE, PublishedRow
 from clipvis_jax.evaluation.report.markup import Markup, element, join
-from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics
+from clipvis_jax.evaluation.video_ap import ABSENT, NO_SCORE, VideoMetrics, percent
 
 _PRECISIONS = ("AP", "AP50", "AP75")
 _OTHERS = ("APs", "APm", "APl", "AR1", "AR10", "AR100")
-
-
-NO_SCORE = "—"
-"""Stands for a score that does not exist."""
-
-
-def percent(score: float) -> str:
-    """Write a score times 100, as papers do."""
-    return NO_SCORE if score == ABSENT else f"{100 * score:.1f}"
 
 
 def bar(label: str, share: float, text: str) -> Markup:

@@ -12,7 +12,7 @@ from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result
 from clipvis_jax.evaluation.outcomes import Outcome
 from clipvis_jax.evaluation.report.markup import Markup, element, join
 from clipvis_jax.evaluation.report.pictures import Scene, draw_video, find_index
-from clipvis_jax.evaluation.report.scores import percent
+from clipvis_jax.evaluation.video_ap import percent
 
 _SHOWN = 4
 """So many of the best and of the worst videos at most."""
