@@ -3,7 +3,7 @@
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
     python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
-Cost: 3,000 steps of 8 images at 320x320, about 50 minutes.
+Cost: 3,000 steps of 8 images at 320x320, about 40 minutes.
 Hardware: 2 CPU cores.
 """
 
