@@ -34,7 +34,7 @@ DOCUMENT = ROOT / "docs" / "experiments.md"
 BEGIN = "<!-- Written by `make ablation` from here on: edits are lost. -->"
 END = "<!-- Written by `make ablation` up to here. -->"
 
-DATASETS = {"val": "shapes_val", "occlusion": "shapes_occlusion"}
+DATASETS = {"val": "shapes_val", "fast": "shapes_fast", "occlusion": "shapes_occlusion"}
 PARTS = ("base", "novel", "unseen")
 COLUMNS = ("AP", "AP50", "AP base", "AP novel", "AP unseen")
 TITLES = {
@@ -197,7 +197,7 @@ def write_conditions(models):
     first = models[0]
     limit = first.run.limit
     totals = {dataset: DRAWN[name].count for dataset, name in DATASETS.items()}
-    videos = " and ".join(f"{min(limit or n, n)} of the {n} videos of {dataset}" for dataset, n in totals.items())
+    videos = ", ".join(f"{min(limit or n, n)} of the {n} videos of {dataset}" for dataset, n in totals.items())
     metrics = first.metrics["val"]
     versions = metrics["versions"]
     numbers = (
@@ -264,7 +264,7 @@ def write_differences(models):
 
 
 def write_ablation(models, table):
-    """Write one table of the ablations, of both data sets."""
+    """Write one table of the ablations, of all data sets."""
     rows = []
     for dataset in DATASETS:
         for key in models[0].ablations[dataset]:
@@ -282,7 +282,7 @@ def write_tables(models, plot_name):
     parts += [write_differences(models)]
     parts += [write_ablation(models, table) for table in TITLES]
     bars = "; bars from the smallest to the largest of all models" if len(models) > 1 else ""
-    plot = f"### K and T\n\n![AP over K and over T, on val and on occlusion](images/{plot_name})\n\n"
+    plot = f"### K and T\n\n![AP over K and over T, on val, fast and occlusion](images/{plot_name})\n\n"
     return "\n".join([*parts, f"{plot}The AP columns of the tables of K and T{bars}.\n"])
 
 
@@ -300,7 +300,7 @@ def replace_between_marks(text, tables, source):
 
 
 def plot_curves(path, models):
-    """Draw AP over K and over T, of both data sets, as SVG; the same scores give the same file."""
+    """Draw AP over K and over T, of all data sets, as SVG; the same scores give the same file."""
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     for axes, table in zip(figure.subplots(1, 2, sharey=True), ("K", "T"), strict=True):
         for dataset in DATASETS:

@@ -64,7 +64,7 @@ def test_names_and_protocols():
 
 
 def test_drawn_data_sets():
-    assert set(DRAWN) == {"shapes_train", "shapes_val", "shapes_test", "shapes_occlusion"}
+    assert set(DRAWN) == {"shapes_train", "shapes_val", "shapes_test", "shapes_fast", "shapes_occlusion"}
     for name, entry in DRAWN.items():
         dataset = open_dataset(name)
         assert (dataset.name, len(dataset)) == (name, entry.count)

@@ -40,7 +40,7 @@ def write_results(run, ap):
             "source": {"config": {"seed": 7}, "clip": {"config": {"seed": 5}}},
         },
     }
-    for dataset, penalty in zip(DATASETS, (0, 0.1), strict=True):
+    for dataset, penalty in zip(DATASETS, (0, 0.05, 0.1), strict=True):
         run.folder(dataset).mkdir(parents=True)
         (run.folder(dataset) / "metrics.json").write_text(json.dumps(metrics))
         rows = [
@@ -84,7 +84,7 @@ def test_mean_and_spread(values, sign, expected):
 
 def test_numbers_reach_their_cells(models):
     text = experiments.write_tables(models, "plot.svg")
-    main = text[text.index("### Main scores, val") : text.index("### Main scores, occlusion")]
+    main = text[text.index("### Main scores, val") : text.index("### Main scores, fast")]
     head = ["AP", "AP50", "AP base", "AP novel", "AP unseen", "novel / base", "true names", "true masks"]
     assert cells_of(main, "model", "AP", "AP50") == head[2:]
     assert cells_of(main, "model", "AP", "AR100") == ["AR100 base", "AR100 novel", "AR100 unseen"]
@@ -104,10 +104,10 @@ def test_numbers_reach_their_cells(models):
         f"{x} ({x} to {x})" for x in ("30.0", "20.0")
     ] + ["-"]
     # Differences are taken within each model: they are equal although the models differ by 0.1.
-    assert cells_of(text, "objectness in the score") == ["+0.1 (+0.1 to +0.1), above 0 in 3 of 3"] * 2
+    assert cells_of(text, "objectness in the score") == ["+0.1 (+0.1 to +0.1), above 0 in 3 of 3"] * 3
     assert cells_of(text, "novel classes against base classes")[0] == "-10.0 (-10.0 to -10.0), above 0 in 0 of 3"
-    assert cells_of(text, "unseen classes against base classes") == ["-", "-"]
-    # Every row of every table of settings is there, of both data sets.
+    assert cells_of(text, "unseen classes against base classes") == ["-", "-", "-"]
+    # Every row of every table of settings is there, of all data sets.
     for setting in paper_settings():
         assert text.count(f"| val | {setting.label} |") == text.count(f"| occlusion | {setting.label} |") >= 1
 
@@ -122,15 +122,15 @@ def test_one_model_has_no_spread(models):
 def test_commands_in_the_document_are_those_that_run(models):
     run = dataclasses.replace(models[0].run, limit=4)
     text = experiments.write_tables([dataclasses.replace(models[0], run=run)], "plot.svg")
-    assert "on 4 of the 200 videos of val and 4 of the 100 videos of occlusion" in text
+    assert "on 4 of the 200 videos of val, 4 of the 100 videos of fast, 4 of the 100 videos of occlusion" in text
     lines = {line for line in text.splitlines() if line.startswith("clipvis ") and "--" in line}
     commands = [command(dataset) for dataset in DATASETS for command in (run.evaluation, run.ablation)]
     assert lines == {f"clipvis {shlex.join(command)}" for command in commands}
     parsed = [parse_command(command) for command in commands]
-    assert [type(command) for command in parsed] == [Evaluate, Ablate] * 2
-    assert [command.dataset for command in parsed] == ["shapes_val"] * 2 + ["shapes_occlusion"] * 2
+    assert [type(command) for command in parsed] == [Evaluate, Ablate] * 3
+    assert [command.dataset for command in parsed] == [name for name in DATASETS.values() for _ in range(2)]
     assert {(command.size, command.limit) for command in parsed} == {(320, 4)}
-    assert len({command.out for command in parsed}) == 4
+    assert len({command.out for command in parsed}) == 6
 
 
 def test_results_of_other_models_lie_beside(models):

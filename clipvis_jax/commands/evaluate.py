@@ -39,9 +39,9 @@ class Evaluate:
     """Configuration such as configs/lvis_r50.py, whose evaluation data set and input size are taken where no others are
     given."""
     dataset: Annotated[str | None, arg(metavar="NAME|FILE|DIR", help_behavior_hint="")] = None
-    """Data set: a name that 'clipvis prepare --help' lists; shapes_val, shapes_test or shapes_occlusion, which are
-    drawn and need no files; an annotation file in YouTube-VIS, COCO or BURST format; or a folder made by 'clipvis
-    prepare'."""
+    """Data set: a name that 'clipvis prepare --help' lists; shapes_val, shapes_test, shapes_fast or shapes_occlusion,
+    which are drawn and need no files; an annotation file in YouTube-VIS, COCO or BURST format; or a folder made by
+    'clipvis prepare'."""
     model: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Model folder, made by 'clipvis convert' or training."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_eval")

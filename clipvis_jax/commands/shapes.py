@@ -23,11 +23,11 @@ class Shapes:
 
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to write into; made if it does not exist."""
-    split: Literal["train", "val", "test", "occlusion"] = "val"
-    """train shows base classes only, the others base, novel and unseen ones; occlusion is hard to track."""
-    count: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 200; train 2000, occlusion 100)")] = (
-        None
-    )
+    split: Literal["train", "val", "test", "fast", "occlusion"] = "val"
+    """train shows base classes only, the others base, novel and unseen ones; fast and occlusion are hard to track."""
+    count: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: 200; train 2000; fast, occlusion 100)")
+    ] = None
     """Number of videos."""
     first: Annotated[int, arg(metavar="N")] = 0
     """Number of the first video, from 0."""

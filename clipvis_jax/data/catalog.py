@@ -172,7 +172,7 @@ DRAWN: dict[str, DrawnEntry] = {
         DrawnEntry("shapes_train", ShapesConfig(split="train", frames=1), 10_000),
         *(
             DrawnEntry(f"shapes_{split}", ShapesConfig(split=split), SPLITS[split].default_count)
-            for split in ("val", "test", "occlusion")
+            for split in ("val", "test", "fast", "occlusion")
         ),
     )
 }

@@ -95,7 +95,7 @@ class ShapesDataset:
             InputError: The split has not so many videos, or no masks.
         """
         if config.split == "captions":
-            raise InputError("split 'captions' of the Shapes world has no masks; choose train, val, test or occlusion")
+            raise InputError("split 'captions' of the Shapes world has no masks; choose another one")
         self.name = f"shapes_{config.split}"
         self.config = config
         self.categories: Sequence[Category] = categories()

@@ -1,6 +1,6 @@
 """Scenes: what is in a video and how it moves, worked out before anything is drawn.
 
-Lengths are first parts of the frame's side and times parts of the video's duration, so that the same seed gives the
+Lengths are first parts of the frame's side and times parts of the scene's duration, so that the same seed gives the
 same objects on the same ways at any size and any number of frames from two on. A single frame is of another scene.
 """
 
@@ -99,8 +99,12 @@ def build_scene(config: ShapesConfig, index: int) -> Scene:
     seed = np.random.SeedSequence((_ENTROPY_OF_SCENE, config.seed, video_seed))
     rng = np.random.default_rng(seed)
     # How many numbers these two draw depends on the size and the number of frames, on which nothing else may depend.
-    background_seed, camera_seed = seed.spawn(2)
-    times = np.linspace(0, 1, config.frames) if config.frames > 1 else rng.random(1)
+    background_seed, camera_seed, start_seed = seed.spawn(3)
+    if config.frames > 1:
+        start = np.random.default_rng(start_seed).uniform(0, 1 - split.duration)
+        times = np.linspace(start, start + split.duration, config.frames)
+    else:
+        times = rng.random(1)
 
     lowest, highest = split.instances
     class_numbers = _choose_classes(rng, config, index, int(rng.integers(lowest, highest + 1)))
