@@ -1,4 +1,4 @@
-# make demo, make test, make lint, make bench, make ablation: each sets up what it needs in .venv.
+# make demo, make test, make lint, make bench, make ablation, make experiment: each sets up what it needs in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ DEMO := build/demo
 # Compiling, which tests mostly do, keeps one core busy. A test file needs up to 7 GB.
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-fast lint format bench ablation bundle clean
+.PHONY: demo test test-fast lint format bench ablation experiment bundle clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,10 +48,20 @@ bench: $(VENV)/.run
 	$(BIN)/python -m bench.vocabulary
 	$(BIN)/python -m bench.memory
 
-# Scores models of the Shapes world, one for each training seed, and writes the tables of docs/experiments.md.
+# Scores models of the Shapes world and switches their parts one by one: the tables of docs/experiments.md.
 MODELS ?= clipvis_jax/bundled/model
+DOCUMENT ?= build/experiments.md
 ablation: $(VENV)/.run
-	$(BIN)/python -m bench.experiments $(MODELS)
+	$(BIN)/python -m bench.experiments --document $(DOCUMENT) $(MODELS)
+
+# The whole experiment from nothing: one CLIP, decoders of three seeds, their scores. Stopped, it goes on where it was.
+SEEDS := 0 1 2
+experiment: $(VENV)/.run
+	$(BIN)/python train.py configs/shapes_clip.py --workdir runs/shapes_clip
+	set -e; for seed in $(SEEDS); do \
+	  $(BIN)/python train.py configs/shapes_clipvis.py --seed $$seed --clip runs/shapes_clip/model \
+	    --workdir runs/shapes_clipvis_$$seed; done
+	$(MAKE) ablation MODELS="$(SEEDS:%=runs/shapes_clipvis_%/model)"
 
 # Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip.
 BUNDLE := clipvis_jax/bundled

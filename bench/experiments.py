@@ -2,10 +2,11 @@
 
     python -m bench.experiments                              the bundled model
     python -m bench.experiments MODEL MODEL MODEL            one model folder for each seed
-    python -m bench.experiments --limit 2 --document /tmp/experiments.md    (a copy of the document)
+    python -m bench.experiments --document docs/experiments.md MODEL ...     (the project's own document)
 
-Runs `clipvis eval` and `clipvis ablate`, and writes their scores between the two marks of the document; what stands
-around the marks stays. Started again it goes on where it was stopped.
+Runs `clipvis eval` and `clipvis ablate`, and writes their scores between the two marks of the document, by default
+build/experiments.md, which begins as a copy of the project's; what stands around the marks stays. Started again it goes
+on where it was stopped.
 """
 
 import argparse
@@ -34,7 +35,9 @@ DOCUMENT = ROOT / "docs" / "experiments.md"
 BEGIN = "<!-- Written by `make ablation` from here on: edits are lost. -->"
 END = "<!-- Written by `make ablation` up to here. -->"
 
-DATASETS = {"val": "shapes_val", "fast": "shapes_fast", "occlusion": "shapes_occlusion"}
+DATASETS = {"val": "shapes_val", "test": "shapes_test", "fast": "shapes_fast", "occlusion": "shapes_occlusion"}
+ABLATED = ("val", "fast", "occlusion")
+"""The data sets whose settings are switched; of test there are the main scores only."""
 PARTS = ("base", "novel", "unseen")
 COLUMNS = ("AP", "AP50", "AP base", "AP novel", "AP unseen")
 TITLES = {
@@ -94,6 +97,10 @@ class Run:
         """Return the arguments of ``clipvis`` that switch the model's parts on a data set."""
         return self._command("ablate", dataset, f"ablation_{dataset}")
 
+    def commands(self):
+        """Return the arguments of all commands, in order."""
+        return [*map(self.evaluation, DATASETS), *map(self.ablation, ABLATED)]
+
     def _command(self, command, dataset, folder):
         options = {"model": self.model, "dataset": DATASETS[dataset], "size": bundled.SIZE, "out": self.folder(folder)}
         if self.limit is not None:
@@ -136,7 +143,7 @@ def run_commands(run):
     Raises:
         SystemExit: A command failed, and has said why.
     """
-    for arguments in [command(dataset) for dataset in DATASETS for command in (run.evaluation, run.ablation)]:
+    for arguments in run.commands():
         print(f"\n$ clipvis {shlex.join(arguments)}", flush=True)
         if code := clipvis(arguments):
             sys.exit(code)
@@ -147,6 +154,7 @@ def read_scores(run):
     metrics, ablations = {}, {}
     for dataset in DATASETS:
         metrics[dataset] = json.loads((run.folder(dataset) / "metrics.json").read_text())
+    for dataset in ABLATED:
         with (run.folder(f"ablation_{dataset}") / "ablation.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         ablations[dataset] = {
@@ -247,7 +255,7 @@ def write_differences(models):
     rows = []
     for what, better, worse in DIFFERENCES:
         cells = []
-        for dataset in DATASETS:
+        for dataset in ABLATED:
             pairs = [
                 [model.ablations[dataset][table, setting][column] for table, setting, column in (better, worse)]
                 for model in models
@@ -259,19 +267,19 @@ def write_differences(models):
             count = f", above 0 in {sum(x > 0 for x in changes)} of {len(changes)}" if len(changes) > 1 else ""
             cells.append(spread(changes, sign=True) + count)
         rows.append([what, *cells])
-    commands = command_block(*(models[0].run.ablation(dataset) for dataset in DATASETS))
-    return f"### What each choice changes, AP\n\n{markdown_table(['choice', *DATASETS], rows)}\n{commands}"
+    commands = command_block(*(models[0].run.ablation(dataset) for dataset in ABLATED))
+    return f"### What each choice changes, AP\n\n{markdown_table(['choice', *ABLATED], rows)}\n{commands}"
 
 
 def write_ablation(models, table):
     """Write one table of the ablations, of all data sets."""
     rows = []
-    for dataset in DATASETS:
+    for dataset in ABLATED:
         for key in models[0].ablations[dataset]:
             if key[0] == table:
                 cells = [spread([model.ablations[dataset][key][name] for model in models]) for name in COLUMNS]
                 rows.append([dataset, key[1], *cells])
-    commands = command_block(*(models[0].run.ablation(dataset) for dataset in DATASETS))
+    commands = command_block(*(models[0].run.ablation(dataset) for dataset in ABLATED))
     head = ["data set", table, *COLUMNS]
     return f"### {TITLES[table]}\n\n{markdown_table(head, rows, num_labels=2)}\n{commands}"
 
@@ -303,7 +311,7 @@ def plot_curves(path, models):
     """Draw AP over K and over T, of all data sets, as SVG; the same scores give the same file."""
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     for axes, table in zip(figure.subplots(1, 2, sharey=True), ("K", "T"), strict=True):
-        for dataset in DATASETS:
+        for dataset in ABLATED:
             keys = [key for key in models[0].ablations[dataset] if key[0] == table]
             curves = [[100 * model.ablations[dataset][key]["AP"] for model in models] for key in keys]
             numbers = [int(setting) for _, setting in keys]
@@ -320,13 +328,13 @@ def plot_curves(path, models):
 
 
 def read_document(path):
-    """Read the document and make sure that tables can be put into it.
+    """Read the document, or the project's if there is none yet, and make sure that tables can be put into it.
 
     Raises:
-        InputError: It is missing or lacks the marks.
+        InputError: It cannot be read or lacks the marks.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (path if path.exists() else DOCUMENT).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error.reason
         raise InputError(f"{path}: cannot be read ({reason}); copy docs/experiments.md there") from error
@@ -358,7 +366,9 @@ def main(argv=None):
     parser.add_argument("models", nargs="*", type=Path, metavar="MODEL", help="model folder (default: the bundled one)")
     parser.add_argument("--out", type=Path, default=Path("build/experiments"), help="where the results go")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N videos of each data set only")
-    parser.add_argument("--document", type=Path, default=DOCUMENT, help="where the tables go")
+    parser.add_argument(
+        "--document", type=Path, default=Path("build/experiments.md"), help="where the tables go (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     # The path as a user would write it: commands stand in the document.
     models = options.models or [Path(os.path.relpath(bundled.MODEL))]

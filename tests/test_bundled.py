@@ -4,6 +4,8 @@ import functools
 import hashlib
 import json
 import re
+import tomllib
+from glob import glob
 from pathlib import Path
 
 import av
@@ -96,6 +98,15 @@ def test_a_damaged_list_of_checksums_is_found(made, content):
     assert damage_of(made).startswith(f"{made / 'SHA256SUMS'}: damaged; ")
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_list_of_checksums_that_was_cut_off_is_found(made, kept):
+    path = made / "SHA256SUMS"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[kept])
+    forgotten = made / lines[1 - kept].split(maxsplit=1)[1].strip()
+    assert damage_of(made).startswith(f"{path}: has no checksum of {forgotten}; ")
+
+
 def test_a_file_that_was_cut_off_is_found(made):
     path = made / "model/config.json"
     path.write_bytes(path.read_bytes()[:-1])
@@ -143,9 +154,11 @@ def test_the_bundle_is_small():
 
 def test_no_bundled_file_is_left_out_of_the_package():
     """Patterns such as ``model/**`` pass over hidden files."""
-    names = [path.relative_to(FOLDER) for path in bundled_files()]
-    assert names
-    assert not [name for name in names if any(part.startswith(".") for part in name.parts)]
+    settings = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["clipvis_jax.bundled"]
+    # As setuptools reads them.
+    packed = {Path(path) for pattern in patterns for path in glob(pattern, root_dir=FOLDER, recursive=True)}  # noqa: PTH207
+    assert {path.relative_to(FOLDER) for path in [*bundled_files(), FOLDER / "SHA256SUMS"]} <= packed
 
 
 def test_the_clip_shows_all_parts_of_the_classes():

@@ -80,7 +80,7 @@ def test_drawn_data_sets():
 def test_splits_keep_their_purpose():
     check_held_out("shapes_val")
     check_held_out("coco_train")  # published data sets have their own rules
-    with pytest.raises(InputError, match="for training; evaluate on one of val, test, occlusion"):
+    with pytest.raises(InputError, match="for training; evaluate on one of val, test, fast, occlusion"):
         check_held_out("shapes_train")
     check_for_training("shapes_train")
     check_for_training("coco_val")

@@ -195,7 +195,7 @@ def error_of(capsys, *arguments):
 def test_nothing_is_evaluated_on_training_data(command, tmp_path, capsys):
     out = tmp_path / "out"
     error = error_of(capsys, command, "--dataset", "shapes_train", "--model", tmp_path / "model", "--out", out)
-    assert error == "split 'train' is for training; evaluate on one of val, test, occlusion"
+    assert error == "split 'train' is for training; evaluate on one of val, test, fast, occlusion"
     assert not out.exists()
 
 
@@ -206,7 +206,7 @@ def test_nor_on_training_videos_that_were_written_out(tmp_path, capsys):
     results.write_text("[]")
     options = ["--metrics-only", results, "--no-report", "--out", tmp_path / "out", "--dataset"]
     error = error_of(capsys, "eval", *options, tmp_path / "train" / "annotations.json")
-    assert error == "split 'train' is for training; evaluate on one of val, test, occlusion"
+    assert error == "split 'train' is for training; evaluate on one of val, test, fast, occlusion"
     assert not (tmp_path / "out").exists()
     assert main([str(argument) for argument in ("eval", *options, tmp_path / "val" / "annotations.json")]) == 0
     assert "shapes_val, 1 of 1 videos, shapes" in capsys.readouterr().out  # as the drawn data set, by part
@@ -217,6 +217,9 @@ def test_nor_on_training_videos_that_were_written_out(tmp_path, capsys):
     content = json.loads(moved.read_text())
     moved.write_text(json.dumps(content | {"info": content["info"] | {"split": "mine"}}))
     assert "names no split" in error_of(capsys, "eval", *options, moved)
+    info = content["info"] | {"description": "Shapes world, version 1"}
+    moved.write_text(json.dumps(content | {"info": info}))
+    assert "another version of the Shapes world" in error_of(capsys, "eval", *options, moved)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_model_folder
 
 from bench import experiments
-from bench.experiments import BEGIN, DATASETS, END, Run, Scores
+from bench.experiments import ABLATED, BEGIN, DATASETS, END, Run, Scores
 from clipvis_jax.ablation import Row, csv_table, paper_settings
 from clipvis_jax.cli import parse_command
 from clipvis_jax.commands.ablate import Ablate
@@ -40,9 +40,10 @@ def write_results(run, ap):
             "source": {"config": {"seed": 7}, "clip": {"config": {"seed": 5}}},
         },
     }
-    for dataset, penalty in zip(DATASETS, (0, 0.05, 0.1), strict=True):
+    for dataset in DATASETS:
         run.folder(dataset).mkdir(parents=True)
         (run.folder(dataset) / "metrics.json").write_text(json.dumps(metrics))
+    for dataset, penalty in zip(ABLATED, (0, 0.05, 0.1), strict=True):
         rows = [
             Row(
                 setting,
@@ -84,7 +85,7 @@ def test_mean_and_spread(values, sign, expected):
 
 def test_numbers_reach_their_cells(models):
     text = experiments.write_tables(models, "plot.svg")
-    main = text[text.index("### Main scores, val") : text.index("### Main scores, fast")]
+    main = text[text.index("### Main scores, val") : text.index("### Main scores, test")]
     head = ["AP", "AP50", "AP base", "AP novel", "AP unseen", "novel / base", "true names", "true masks"]
     assert cells_of(main, "model", "AP", "AP50") == head[2:]
     assert cells_of(main, "model", "AP", "AR100") == ["AR100 base", "AR100 novel", "AR100 unseen"]
@@ -122,15 +123,15 @@ def test_one_model_has_no_spread(models):
 def test_commands_in_the_document_are_those_that_run(models):
     run = dataclasses.replace(models[0].run, limit=4)
     text = experiments.write_tables([dataclasses.replace(models[0], run=run)], "plot.svg")
-    assert "on 4 of the 200 videos of val, 4 of the 100 videos of fast, 4 of the 100 videos of occlusion" in text
+    assert "on 4 of the 200 videos of val, 4 of the 200 videos of test, 4 of the 100 videos of fast, 4 of the " in text
     lines = {line for line in text.splitlines() if line.startswith("clipvis ") and "--" in line}
-    commands = [command(dataset) for dataset in DATASETS for command in (run.evaluation, run.ablation)]
+    commands = run.commands()
     assert lines == {f"clipvis {shlex.join(command)}" for command in commands}
     parsed = [parse_command(command) for command in commands]
-    assert [type(command) for command in parsed] == [Evaluate, Ablate] * 3
-    assert [command.dataset for command in parsed] == [name for name in DATASETS.values() for _ in range(2)]
+    assert [type(command) for command in parsed] == [Evaluate] * 4 + [Ablate] * 3
+    assert [command.dataset for command in parsed] == [*DATASETS.values(), *map(DATASETS.get, ABLATED)]
     assert {(command.size, command.limit) for command in parsed} == {(320, 4)}
-    assert len({command.out for command in parsed}) == 6
+    assert len({command.out for command in parsed}) == 7
 
 
 def test_results_of_other_models_lie_beside(models):

@@ -35,6 +35,10 @@ def check_files(folder: Path = _FOLDER) -> None:
         raise InputError(f"{sums}: damaged; {remedy}") from error
     if not lines or any(len(line) != 2 for line in lines):
         raise InputError(f"{sums}: damaged; {remedy}")
+    listed = {name for _, name in lines}
+    for path in sorted(path for part in (CLIP.parent, MODEL) for path in (folder / part.name).rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in listed:
+            raise InputError(f"{sums}: has no checksum of {path}; {remedy}")
     for expected, name in lines:
         try:
             content = (folder / name).read_bytes()

@@ -99,12 +99,9 @@ def build_scene(config: ShapesConfig, index: int) -> Scene:
     seed = np.random.SeedSequence((_ENTROPY_OF_SCENE, config.seed, video_seed))
     rng = np.random.default_rng(seed)
     # How many numbers these two draw depends on the size and the number of frames, on which nothing else may depend.
-    background_seed, camera_seed, start_seed = seed.spawn(3)
-    if config.frames > 1:
-        start = np.random.default_rng(start_seed).uniform(0, 1 - split.duration)
-        times = np.linspace(start, start + split.duration, config.frames)
-    else:
-        times = rng.random(1)
+    background_seed, camera_seed = seed.spawn(2)
+    first, last = 0.5 - split.duration / 2, 0.5 + split.duration / 2
+    times = np.linspace(first, last, config.frames) if config.frames > 1 else rng.random(1)
 
     lowest, highest = split.instances
     class_numbers = _choose_classes(rng, config, index, int(rng.integers(lowest, highest + 1)))
@@ -167,7 +164,7 @@ def _make_actors(
         radius = float(radii[number])
         kind = rng.random()
         if number >= _ALWAYS_IN_SIGHT and kind < split.leave:
-            xy = _leave_and_return(rng, starts[number], radius, times)
+            xy = _leave_and_return(rng, split, starts[number], radius, times)
         else:
             if rng.random() < split.meet:
                 # Objects by twos have one meeting point, each with its own speed.
@@ -231,16 +228,21 @@ def _bounce(xy: Float[np.ndarray, "t 2"], low: float, high: float) -> Float[np.n
 
 
 def _leave_and_return(
-    rng: np.random.Generator, start: Float[np.ndarray, " 2"], radius: float, times: Times
+    rng: np.random.Generator, split: Split, start: Float[np.ndarray, " 2"], radius: float, times: Times
 ) -> Float[np.ndarray, "t 2"]:
-    """Leave the picture at the nearest side and come back, or come in and leave again; a quarter of the time away."""
-    nearest = int(np.argmin([start[0], 1 - start[0], start[1], 1 - start[1]]))
-    axis, outwards = nearest // 2, 1 if nearest % 2 else -1
-    distance = (1 - start[axis] if outwards > 0 else start[axis]) + 1.5 * radius
-    phase = times * rng.uniform(0.9, 1.2) + (0.5 if rng.random() < 0.3 else 0.0)
+    """Leave the picture at the nearest side and come back, or come in and leave again; a quarter of the video away."""
+    side = int(np.argmin([start[0], 1 - start[0], start[1], 1 - start[1]]))
+    axis, outwards = side // 2, 1 if side % 2 else -1
+    edge = 1 - start[axis] if outwards > 0 else start[axis]
+    if split.duration < 1:  # only time enough to pass the edge and come back
+        nearest, farthest = edge - 0.3 * radius, edge + 1.2 * radius
+    else:
+        nearest, farthest = 0.0, 1.35 * (edge + 1.5 * radius)
+    shown = (times - (0.5 - split.duration / 2)) / split.duration  # 0 to 1 in the video
+    phase = shown * rng.uniform(0.9, 1.2) + (0.5 if rng.random() < 0.3 else 0.0)
     away = 1 - np.abs(1 - 2 * np.mod(phase, 1))  # 0 to 1 and back
     xy = np.tile(start, (len(times), 1))
-    xy[:, axis] += outwards * distance * 1.35 * away
+    xy[:, axis] += outwards * (nearest + (farthest - nearest) * away)
     xy[:, 1 - axis] += rng.uniform(-0.3, 0.3) * times
     return xy
 

@@ -69,7 +69,8 @@ def split_of_file(annotations: Path) -> str | None:
     """Tell the split of an annotation file that `write_ytvis` wrote, by its ``info``; None for files of other origin.
 
     Raises:
-        InputError: The file cannot be read, is not JSON, or names no split.
+        InputError: The file cannot be read, is not JSON, names no split, or is of another version of the world, whose
+            scores would say nothing about this one.
     """
     for entry in JsonStream(annotations):
         if entry.key == "info" and isinstance(entry.value, dict):
@@ -77,16 +78,22 @@ def split_of_file(annotations: Path) -> str | None:
                 return None
             if entry.value.get("split") not in SPLITS:
                 raise InputError(f"{annotations}: info names no split of the Shapes world; write the videos again")
+            if entry.value["description"] != _description():
+                raise InputError(f"{annotations}: of another version of the Shapes world; write the videos again")
             return entry.value["split"]
         if entry.position is not None:
             return None  # ``info`` comes before the lists
     return None
 
 
+def _description() -> str:
+    return f"{_DESCRIPTION}, version {WORLD_VERSION}"
+
+
 def ytvis_annotations(dataset: ShapesDataset, records: list[VideoRecord]) -> dict[str, Any]:
     """Return the content of an annotation file in YouTube-VIS format."""
     return {
-        "info": {"description": f"{_DESCRIPTION}, version {WORLD_VERSION}", **dataclasses.asdict(dataset.config)},
+        "info": {"description": _description(), **dataclasses.asdict(dataset.config)},
         "licenses": [],
         "videos": [
             {
