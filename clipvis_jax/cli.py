@@ -96,7 +96,9 @@ def _hush_libraries() -> None:
     For the rest of the process, because threads may print after the error is known.
     """
     warnings.showwarning = _show_warning
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = _show_unraisable
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -67,9 +68,11 @@ def prepare_output_dir(path: str | Path) -> Path:
     """Create a folder for outputs, with its parents, and make sure that files can be written there.
 
     Raises:
-        InputError: `path` is a file, or nothing can be written there.
+        InputError: `path` is a file or an address such as gs://..., or nothing can be written there.
     """
     folder = Path(path)
+    if re.match("[a-z][a-z0-9]+:/", str(path)):  # a Path has only one slash left of two
+        raise InputError(f"{path}: is an address, but a folder is needed; mount it, and give the folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Permission bits say little (root, read-only mounts, quotas): only writing tells.

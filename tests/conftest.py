@@ -63,17 +63,19 @@ def globals_before(tmp_path_factory):
     """Keep the user's cache out of the tests, and note what the command line sets for its whole process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPVIS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield sys.unraisablehook, logging.getLogger("absl").level, jax.config.jax_compilation_cache_dir
+        levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
+        yield sys.unraisablehook, levels, jax.config.jax_compilation_cache_dir
 
 
 @pytest.fixture(autouse=True)
 def restored_globals(globals_before):
     """Put back what the command line sets, lest pytest miss files that a later test leaves open."""
-    hook, level, folder = globals_before
+    hook, levels, folder = globals_before
 
     def restore():
         sys.unraisablehook = hook
-        logging.getLogger("absl").setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         if jax.config.jax_compilation_cache_dir != folder:
             jax.config.update("jax_compilation_cache_dir", folder)
             reset_cache()

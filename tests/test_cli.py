@@ -2,12 +2,14 @@
 
 import functools
 import json
+import logging
 import os
 import re
 import resource
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -114,6 +116,7 @@ def blocking(*modules: str) -> str:
     """The beginning of a script in which some modules cannot be imported, as if they were not installed."""
     return f"""
 import sys
+import warnings
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *more: None if name in {modules!r} else find(name, *more)
@@ -541,6 +544,16 @@ def test_ctrl_c_inside_native_code(capsys: pytest.CaptureFixture[str], monkeypat
     assert main(["predict", "clip.mp4", "--model", "model", "--classes", "dog"]) == 130
     assert capsys.readouterr().err == "clipvis: stopped; nothing was written\n"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_libraries_say_of_an_error_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """How much their threads say, and when, is chance; the command's own line says it all."""
+    arguments = ["predict", str(tmp_path), "--model", str(tmp_path / "none"), "--classes", "dog"]
+    with warnings.catch_warnings():
+        assert main(arguments) == 2
+        warnings.warn("coroutine '_open' was never awaited", RuntimeWarning, stacklevel=1)
+    assert not any(logging.getLogger(name).isEnabledFor(logging.ERROR) for name in ("absl", "asyncio"))
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_errors_of_our_own_are_not_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:

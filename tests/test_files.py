@@ -125,3 +125,12 @@ def test_a_folder_that_cannot_be_written_to_is_refused() -> None:
     # Not even root can create a file here.
     with pytest.raises(InputError, match="/proc/self/fdinfo: cannot be written"):
         prepare_output_dir("/proc/self/fdinfo")
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_address_is_no_folder(address, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"bucket/run: is an address, but a folder is needed; mount it"):
+        prepare_output_dir(kind(address))
+    assert list(tmp_path.iterdir()) == []
