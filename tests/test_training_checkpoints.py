@@ -89,9 +89,62 @@ def test_newest_and_best_are_kept(tmp_path):
     scores = {1: 0.1, 2: 0.9, 3: 0.2, 4: None, 5: 0.3, 6: None}
     with TrainingCheckpoints(tmp_path, keep_last=2, keep_best=1) as checkpoints:
         for step, score in scores.items():
-            checkpoints.save(step, make_state(step), {}, score=score)
+            checkpoints.save(step, make_state(step), {})
+            if score is not None:
+                checkpoints.set_score(step, score)
         checkpoints.wait()
         assert checkpoints.steps == [2, 5, 6]
+    fill(tmp_path, [7, 8], keep_last=1, keep_best=1)  # scores outlive the process
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [2, 8]
+
+
+def test_a_score_is_that_of_the_newest_attempt(tmp_path):
+    fill(tmp_path, [1, 2])
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        checkpoints.set_score(1, 0.25)
+        checkpoints.set_score(2, 0.5)
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(abstract(make_state(0))).score == 0.5
+    damage(tmp_path / "2")
+    with TrainingCheckpoints(tmp_path) as checkpoints, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert checkpoints.restore(abstract(make_state(0))).score == 0.25
+        checkpoints.save(2, make_state(2), {})
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(abstract(make_state(0))).score is None
+
+
+def test_a_score_touches_no_checkpoint(tmp_path):
+    """Also on a full disk and if the process is killed meanwhile: the only checkpoint may be that of this score."""
+    fill(tmp_path, [1])
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files_of(tmp_path / "1")}
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        checkpoints.set_score(1, 0.5)
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files_of(tmp_path / "1")} == before
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+            with pytest.raises(InputError, match=r"scores\.json: cannot be written \(File too large\)"):
+                checkpoints.set_score(1, 0.75)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with TrainingCheckpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(abstract(make_state(0))).score == 0.5
+
+
+def test_what_was_not_written_to_its_end_is_told(tmp_path):
+    fill(tmp_path, [1])
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    with TrainingCheckpoints(tmp_path, is_read_only=True):
+        assert half.is_dir()
+    with pytest.warns(UserWarning, match=r"/2\.orbax-checkpoint-tmp: was not written to its end; it is removed"):
+        opened = TrainingCheckpoints(tmp_path)
+    with opened as checkpoints:
+        assert checkpoints.steps == [1]
+    assert not half.exists()
 
 
 def files_of(folder):
@@ -149,20 +202,12 @@ def test_damaged_values_fall_back_and_say_so(tmp_path):
     assert len(files_of(tmp_path / "2.damaged")) == len(before)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff"])
-def test_a_damaged_score_costs_one_checkpoint(tmp_path, content):
-    with TrainingCheckpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, make_state(step), {}, score=step / 10)
-    (tmp_path / "2" / "metrics" / "metrics").write_bytes(content)
-    with pytest.raises(InputError, match=r"/2: damaged; remove it"):
-        TrainingCheckpoints(tmp_path, is_read_only=True)
-    with pytest.warns(UserWarning, match=r"/2: damaged, kept as 2\.damaged"):
-        opened = TrainingCheckpoints(tmp_path)
-    with opened as checkpoints:
-        restored = checkpoints.restore(abstract(make_state(0)))
-    assert (restored.step, restored.score) == (1, 0.1)
-    assert (tmp_path / "2.damaged").is_dir()
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"a": 1}', b'{"1": null}'])
+def test_damaged_scores(tmp_path, content):
+    fill(tmp_path, [1])
+    (tmp_path / "scores.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"scores\.json: damaged \(.*\); delete it to go on without the scores"):
+        TrainingCheckpoints(tmp_path)
 
 
 def test_a_full_disk_is_an_error_in_one_line(tmp_path):
@@ -307,6 +352,9 @@ with TrainingCheckpoints(Path(sys.argv[1])) as checkpoints:
     start = max(checkpoints.steps, default=0)
     for step in range(start + 1, start + 1000):
         checkpoints.save(step, make_state(step), {{"batches": step}})
+        if step % 2:
+            checkpoints.wait()
+            checkpoints.set_score(step, 1 / step)
         if step == start + 2:
             print("ready", flush=True)
 """
@@ -328,8 +376,12 @@ def test_killed_while_writing(tmp_path):
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        with TrainingCheckpoints(tmp_path) as checkpoints:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* was not written to its end", UserWarning)
+            opened = TrainingCheckpoints(tmp_path)
+        with opened as checkpoints:
             restored = checkpoints.restore(abstract(make_state(0)))
+            assert checkpoints.steps[0] == 1  # the best
         assert restored.step > last
         assert restored.data_state == {"batches": restored.step}
         assert same(restored.state, make_state(restored.step))

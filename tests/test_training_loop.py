@@ -48,6 +48,8 @@ def toy_step(state, batch):
 class ToyTask:
     """Adds up its batches."""
 
+    beginning = "nothing"
+
     def __init__(self, num_steps=10, bad_step=None, on_step=None):
         self.num_steps, self.batch_size = num_steps, 4
         self.bad_step, self.on_step = bad_step, on_step
@@ -257,11 +259,71 @@ def test_a_state_is_safe_before_it_is_evaluated(tmp_path):
     assert again.evaluated == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_evaluation_at_once(tmp_path, number):
+    """The state is safe; the evaluation comes when the run goes on, before anything else."""
+    task = ToyTask()
+
+    def evaluate(state, folder):
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    task.evaluate = evaluate
+    start = time.monotonic()
+    assert run(task, tmp_path, evaluate_every=4) is False
+    assert run(task, tmp_path, evaluate_every=4) is False  # while it makes up for the evaluation
+    assert time.monotonic() - start < 30
+    assert task.batches == [1, 2, 3, 4]
+    assert steps_in(tmp_path) == [4]
+    last = ToyTask()
+    assert run(last, tmp_path, evaluate_every=4) is True
+    assert last.evaluated == [f"step_{step:07d}" for step in (4, 8, 10)]
+    assert last.exported[0] == expected(10)
+
+
+def test_scores_are_logged_once(tmp_path, monkeypatch):
+    """Killed between the log's line and the checkpoint's score: the evaluation comes again, and so does its line."""
+
+    def killed(self, step, score):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingCheckpoints, "set_score", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(ToyTask(), tmp_path, evaluate_every=4)
+    assert run(ToyTask(), tmp_path, evaluate_every=4)
+    assert [record["step"] for record in read_log(tmp_path) if "evaluation/AP" in record] == [4, 8, 10]
+    assert [record["step"] for record in read_log(tmp_path) if "loss/total" in record] == list(range(1, 11))
+
+
+def test_where_a_run_begins_is_said(tmp_path, capsys):
+    for workdir, source in (("a", None), ("a", None), ("b", "a"), ("b", "a")):
+        train(
+            ToyTask(),
+            LoopConfig(stop_after=2 if workdir == "a" else 4),
+            tmp_path / workdir,
+            resume_from=None if source is None else tmp_path / source,
+        )
+    assert capsys.readouterr().out.splitlines() == [
+        "begins with nothing",
+        f"goes on from {tmp_path}/a/checkpoints/2",
+        f"goes on from {tmp_path}/a/checkpoints/2",
+        f"goes on from {tmp_path}/b/checkpoints/4",
+    ]
+
+
 def test_evaluation_is_not_counted_as_training_time(tmp_path):
     task = ToyTask(num_steps=4)
     task.evaluate = lambda state, folder: time.sleep(2) or {"AP": 0.0}
     run(task, tmp_path, evaluate_every=2, log_every=4)
     (times,) = (record for record in read_log(tmp_path) if "loss/total" in record)
+    assert times["seconds/other"] > 0.5
+    assert times["seconds/total"] < 0.5
+    # Nor is one that is made up for.
+    (tmp_path / "checkpoints" / "scores.json").unlink()
+    task.num_steps = 8
+    run(task, tmp_path, evaluate_every=2, log_every=8)
+    times = next(record for record in read_log(tmp_path) if record["step"] == 8)
     assert times["seconds/other"] > 0.5
     assert times["seconds/total"] < 0.5
 

@@ -184,6 +184,7 @@ class ClipTask:
         self._name_regions = jax.jit(functools.partial(_name_regions, self._model))
         self.num_steps = experiment.optimizer.num_steps
         self.batch_size = experiment.data.batch_size
+        self.beginning = "random weights"
 
     def notes(self) -> dict[str, Any]:
         """Return what a run depends on besides its settings."""

@@ -1,7 +1,8 @@
 """Checkpoints of a training run: parameters, optimizer and place in the data, whole or not there.
 
 Orbax writes them in the background and gives a checkpoint its name when it is complete. A checksum that does not depend
-on how arrays are spread over devices tells later whether a file has changed since.
+on how arrays are spread over devices tells later whether a file has changed since. Scores come later than checkpoints
+and stand in a file of their own, so that no checkpoint is ever written twice.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import itertools
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from orbax.checkpoint import v1 as ocp
 
 from clipvis_jax.distributed import largest_of_all
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import output_error
+from clipvis_jax.files import atomic_path, output_error
 
 _STATE = "state"
-_SCORE = "score"
+_SCORES = "scores.json"
 _KNUTH = np.uint32(2654435761)
 """An odd number that spreads positions over 32 bits, so that exchanged values do not cancel out."""
 
@@ -66,24 +67,19 @@ class TrainingCheckpoints:
     ) -> None:
         """Open or make the folder; what an earlier process left unfinished is removed, unless it is read only.
 
-        Checkpoints whose score is damaged, with which orbax would not open the folder, are renamed to ``STEP.damaged``.
-
         Raises:
-            InputError: The folder cannot be written.
+            InputError: The folder cannot be written, or its scores are damaged.
         """
         policies = ocp.training.preservation_policies
-        kept: list[Any] = [policies.LatestN(keep_last)]
-        if keep_best:
-            kept.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[_SCORE], n=keep_best, keep_checkpoints_without_metrics=False
-                )
-            )
         self.folder = folder.resolve()
         self._is_read_only = is_read_only
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._set_aside([path for path in self.folder.glob("[0-9]*") if _has_damaged_score(path)])
+            if not is_read_only and jax.process_index() == 0:
+                for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                    warnings.warn(f"{path}: was not written to its end; it is removed", stacklevel=2)
+            self._scores = _read_scores(self.folder / _SCORES)
+            kept = [policies.LatestN(keep_last), _Best(keep_best, self._scores)]
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
                 # The training loop decides; whatever it hands in is saved.
@@ -124,26 +120,25 @@ class TrainingCheckpoints:
         """Steps that have a whole checkpoint, oldest first."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
-    def save(self, step: int, state: Any, data_state: dict[str, Any], *, score: float | None = None) -> None:
+    def save(self, step: int, state: Any, data_state: dict[str, Any]) -> None:
         """Begin to write a checkpoint; returns when the state is copied, and may be changed.
 
         Args:
             step: Number of steps done.
             state: Arrays, in any tree.
             data_state: Place in the data, as JSON.
-            score: How good the state is; decides which are the best.
 
         Raises:
             InputError: This checkpoint, or the one before, cannot be written.
         """
         self.wait()
+        if self._scores.pop(step, None) is not None:  # of a checkpoint that was not whole
+            self._write_scores()
         notes = {"data_state": data_state, "checksum": checksum(state), "arrays": _describe(state)}
         try:
             self._pending = self._checkpointer.save_checkpointables_async(
                 step,
                 {_STATE: state},
-                overwrite=True,
-                metrics=None if score is None else {_SCORE: score},
                 custom_metadata=notes,
             )
         except (OSError, ValueError) as error:
@@ -161,6 +156,20 @@ class TrainingCheckpoints:
                 pending.result()
             except (OSError, ValueError) as error:
                 raise self._write_error(error) from error
+
+    def set_score(self, step: int, score: float) -> None:
+        """Keep how good the state of a checkpoint is, which decides which are the best.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        self._scores[step] = score
+        self._write_scores()
+
+    def _write_scores(self) -> None:
+        if jax.process_index() == 0:
+            with atomic_path(self.folder / _SCORES) as temporary:
+                temporary.write_text(json.dumps(self._scores) + "\n")
 
     def newest(self) -> int | None:
         """Return the newest step that any process knows a checkpoint of; all processes have to ask."""
@@ -217,15 +226,12 @@ class TrainingCheckpoints:
         loaded = self._try_together(step, lambda: self._read_arrays(step, abstract_state))
         if loaded is None or self._try_together(step, lambda: _check_values(loaded, notes)) is None:
             return None
-        return Restored(step, loaded, notes["data_state"], notes["score"])
+        return Restored(step, loaded, notes["data_state"], self._scores.get(step))
 
     def _read_notes(self, step: int, abstract_state: Any) -> dict[str, Any]:
-        metadata = self._checkpointer.metadata(step)
-        notes = metadata.custom_metadata
+        notes = self._checkpointer.metadata(step).custom_metadata
         self._check_same_tree(step, notes["arrays"], _describe(abstract_state))
-        return {name: notes[name] for name in ("checksum", "data_state")} | {
-            "score": (metadata.metrics or {}).get(_SCORE)
-        }
+        return {name: notes[name] for name in ("checksum", "data_state")}
 
     def _read_arrays(self, step: int, abstract_state: Any) -> Any:
         return self._checkpointer.load_checkpointables(step, {_STATE: abstract_state})[_STATE]
@@ -280,23 +286,14 @@ class TrainingCheckpoints:
     def _set_aside_after(self, step: int) -> None:
         """Rename the checkpoints after a step, none of which is whole: training will come to their steps again.
 
+        All processes have to take part.
+
         Raises:
             InputError: They cannot be renamed.
         """
-        self._set_aside([self.folder / str(number) for number in self.steps if number > step])
-        self._checkpointer.reload()
-
-    def _set_aside(self, damaged: list[Path]) -> None:
-        """Rename checkpoints that are not whole; all processes have to take part.
-
-        Raises:
-            InputError: They cannot be renamed, or must not be.
-        """
         moved, problem = {}, ""
-        if damaged and self._is_read_only:
-            problem = f"{damaged[0]}: damaged; remove it to go on without it"
-        elif jax.process_index() == 0:
-            for path in damaged:
+        if jax.process_index() == 0:
+            for path in [self.folder / str(number) for number in self.steps if number > step]:
                 aside = _free_name(path.with_name(f"{path.name}.damaged"))
                 try:
                     path.rename(aside)
@@ -308,19 +305,39 @@ class TrainingCheckpoints:
         if largest_of_all(int(bool(problem))):
             raise InputError(problem or f"{self.folder}: process 0 cannot rename damaged checkpoints; see what it says")
         for path, aside in moved.items():
-            warnings.warn(f"{path}: damaged, kept as {aside.name}; remove it if nobody misses it", stacklevel=4)
+            warnings.warn(f"{path}: damaged, kept as {aside.name}; remove it if nobody misses it", stacklevel=3)
+        self._checkpointer.reload()
 
     def _write_error(self, error: Exception) -> InputError:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); free some space and start again")
 
 
-def _has_damaged_score(checkpoint: Path) -> bool:
-    path = checkpoint / "metrics" / "metrics"
+@dataclasses.dataclass(frozen=True)
+class _Best(ocp.training.preservation_policies.PreservationPolicy):
+    """Keeps the ``count`` best of the steps that have a score; of equal ones the later."""
+
+    count: int
+    scores: Mapping[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        scored = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in self.scores]
+        best = sorted(scored, key=lambda step: (-self.scores[step], -step))[: self.count]
+        return [checkpoint.step in best for checkpoint in checkpoints]
+
+
+def _read_scores(path: Path) -> dict[int, float]:
+    """Return the scores by step; none if there is no such file.
+
+    Raises:
+        InputError: The file is damaged.
+    """
     try:
-        return path.is_file() and not isinstance(json.loads(path.read_bytes()), dict)
-    except ValueError:
-        return True
+        return {int(step): float(score) for step, score in json.loads(path.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it to go on without the scores so far") from error
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

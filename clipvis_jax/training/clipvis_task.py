@@ -142,6 +142,7 @@ class ClipVisTask:
             self._open_evaluation_dataset()
         self.num_steps = experiment.optimizer.num_steps
         self.batch_size = experiment.data.batch_size
+        self.beginning = f"random decoders and the CLIP of {folder}" if init_decoders else f"the decoders of {folder}"
 
     def notes(self) -> dict[str, Any]:
         """Return what a run depends on besides its settings."""

@@ -21,6 +21,9 @@ from tensorboardX.record_writer import masked_crc32c
 from clipvis_jax.errors import InputError
 from clipvis_jax.files import atomic_path, output_error, prepare_output_dir
 
+SCORE_PREFIX = "evaluation/"
+"""What the names of scores begin with."""
+
 
 class TrainingLog:
     """Writes numbers and pictures of a run into ``log.jsonl``, ``tensorboard/`` and ``pictures/`` of its folder.
@@ -28,10 +31,14 @@ class TrainingLog:
     A run that goes on from an earlier step forgets what was logged after it, since these steps come again.
     """
 
-    def __init__(self, workdir: Path, *, first_step: int, enabled: bool = True) -> None:
-        """Open the log of a run that has done ``first_step`` steps; one that is not enabled writes nothing.
+    def __init__(self, workdir: Path, *, first_step: int, is_scored: bool = True, enabled: bool = True) -> None:
+        """Open the log of a run that has done ``first_step`` steps.
 
-        Of several processes one writes.
+        Args:
+            workdir: Folder of the run.
+            first_step: Number of steps done; what was logged after them is forgotten.
+            is_scored: Whether the scores of ``first_step`` stay; if not, they are forgotten too.
+            enabled: Whether anything is written; of several processes one writes.
 
         Raises:
             InputError: Nothing can be written there.
@@ -42,7 +49,7 @@ class TrainingLog:
             return
         path = prepare_output_dir(workdir) / "log.jsonl"
         self._pictures = workdir / "pictures"
-        _forget_after(path, first_step)
+        _forget_after(path, first_step, is_scored=is_scored)
         with ExitStack() as files:
             self._lines = files.enter_context(closing(_LogFile(path)))
             name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
@@ -149,15 +156,23 @@ def read_log(workdir: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _forget_after(path: Path, step: int) -> None:
+def _forget_after(path: Path, step: int, *, is_scored: bool) -> None:
     if path.is_file():
         try:
             records = read_log(path.parent)
         except OSError as error:
             raise output_error(path, error) from error
         with atomic_path(path) as temporary:
-            kept = [record for record in records if record["step"] <= step]
+            kept = [
+                record
+                for record in records
+                if record["step"] < step or (record["step"] == step and (is_scored or not _has_scores(record)))
+            ]
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+
+def _has_scores(record: Mapping[str, Any]) -> bool:
+    return any(name.startswith(SCORE_PREFIX) for name in record)
 
 
 def _event(step: int, **content: Any) -> bytes:

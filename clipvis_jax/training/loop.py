@@ -19,7 +19,7 @@ from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.prefetch import prefetch
 from clipvis_jax.training.checkpoints import TrainingCheckpoints
-from clipvis_jax.training.log import TrainingLog
+from clipvis_jax.training.log import SCORE_PREFIX, TrainingLog
 from clipvis_jax.training.run_folder import changed_settings, lock_folder, write_note
 from clipvis_jax.training.stop_signal import StopSignal
 
@@ -82,10 +82,12 @@ class Task(Protocol):
     Attributes:
         num_steps: Length of the whole training.
         batch_size: Examples per step, over all processes.
+        beginning: What the state before the first step is, in words.
     """
 
     num_steps: int
     batch_size: int
+    beginning: str
 
     def init_state(self) -> Any:
         """Return the state before the first step, on the devices."""
@@ -170,7 +172,7 @@ def train(
         description: What the run depends on, as JSON; kept in ``run.json`` and in the trained model, together with the
             names of what has changed since the run began.
         source: What else the trained model says of where it comes from.
-        show_progress: Show a progress bar with the time left.
+        show_progress: Say where the run begins, and show a progress bar with the time left.
 
     Returns:
         Whether training is complete; False if it was stopped and can be continued.
@@ -190,10 +192,12 @@ def train(
         begin = _begin(task, checkpoints, data, workdir=workdir, resume_from=resume_from, description=description or {})
         state, first_step = begin.state, begin.step
         note = write_note(workdir, description or {}, begin.changed) if is_first else {}
+        if show_progress and is_first:
+            print(begin.place)
         last_step = task.num_steps if config.stop_after is None else min(task.num_steps, config.stop_after)
         is_stopped = False
         with (
-            TrainingLog(workdir, first_step=first_step, enabled=is_first) as log,
+            TrainingLog(workdir, first_step=first_step, is_scored=begin.score is not None, enabled=is_first) as log,
             closing(prefetch(_batches(data), 1)) as batches,
             StopSignal() as stop,
             tqdm(
@@ -206,17 +210,26 @@ def train(
         ):
             reporter = _Reporter(task, config, log, bar, checkpoints)
 
-            def evaluate(step: int, state: Any, data_state: dict[str, Any]) -> None:
-                """Score a state that is safe on disk, and keep it with its score."""
-                checkpoints.wait()
-                scores = task.evaluate(state, workdir / "evaluation" / f"step_{step:07d}")
-                log.write(step, {f"evaluation/{name}": value for name, value in scores.items()})
-                checkpoints.save(step, state, data_state, score=next(iter(scores.values()), None))
+            def evaluate(step: int, state: Any) -> bool:
+                """Score a state; False if a signal ended that. The run makes up for it when it goes on."""
+                with reporter.timed("other"):
+                    checkpoints.wait()
+                    try:
+                        with stop.interrupting():
+                            scores = task.evaluate(state, workdir / "evaluation" / f"step_{step:07d}")
+                    except KeyboardInterrupt:
+                        if not stop.is_set:
+                            raise
+                        return False
+                    log.write(step, {SCORE_PREFIX + name: value for name, value in scores.items()})
+                    checkpoints.set_score(step, next(iter(scores.values())))
+                return True
 
-            # Stopped or failed before its evaluation was done.
             if first_step and begin.score is None and _is_evaluated(first_step, config, task):
-                evaluate(first_step, state, begin.data_state)
+                is_stopped = not evaluate(first_step, state)
             for step in range(first_step + 1, last_step + 1):
+                if is_stopped:
+                    break
                 with reporter.timed("data"):
                     host_batch, data_state = next(batches)
                     batch = task.put(host_batch)
@@ -237,11 +250,8 @@ def train(
                     reporter.settle()
                     with reporter.timed("other"):
                         checkpoints.save(step, state, data_state)
-                if is_stopped:
-                    break
-                if is_evaluated:
-                    with reporter.timed("other"):
-                        evaluate(step, state, data_state)
+                if is_evaluated and not is_stopped:
+                    is_stopped = not evaluate(step, state)
             reporter.settle()
         checkpoints.wait()
         is_complete = last_step == task.num_steps and not is_stopped
@@ -260,16 +270,16 @@ def _is_evaluated(step: int, config: LoopConfig, task: Task) -> bool:
 
 
 class _Begin(NamedTuple):
-    """Where a run begins: a state, the step that it is of, its score, its place in the data, and what changed before.
+    """Where a run begins: in words, a state, the step that it is of and its score.
 
     ``changed`` are the names of settings that changed on the way there.
     """
 
+    place: str
     state: Any
     step: int = 0
     score: float | None = None
-    data_state: dict[str, Any] = {}  # noqa: RUF012 (never written to)
-    changed: list[str] = []  # noqa: RUF012
+    changed: list[str] = []  # noqa: RUF012 (never written to)
 
 
 def _begin(
@@ -282,7 +292,7 @@ def _begin(
     description: Mapping[str, Any],
 ) -> _Begin:
     """Find the state to go on from, and put the data in its place."""
-    restored, changed = None, []
+    restored, changed, source = None, [], checkpoints.folder
     if checkpoints.newest() is not None:
         changed = changed_settings(workdir, description)
         restored = checkpoints.restore(task.abstract_state())
@@ -295,15 +305,17 @@ def _begin(
             restored = others.restore(task.abstract_state())
         if restored is None:
             raise InputError(f"{folder}: holds no checkpoint to resume from")
+        source = folder
     if restored is None:
-        return _Begin(task.init_state())
+        return _Begin(f"begins with {task.beginning}", task.init_state())
     if restored.step > task.num_steps:
         raise InputError(
             f"{workdir}: the checkpoint is of step {restored.step}, beyond the {task.num_steps} of the whole training; "
             "give more steps, or choose another --workdir"
         )
     data.set_state(restored.data_state)
-    return _Begin(restored.state, restored.step, restored.score, restored.data_state, changed)
+    place = f"goes on from {source / str(restored.step)}"
+    return _Begin(place, restored.state, restored.step, restored.score, changed)
 
 
 def _batches(data: Data) -> Generator[tuple[Any, dict[str, Any]], None, None]:
