@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from memory_dataset import HEIGHT, WIDTH, encode_counts, encode_png, make_dataset
 
+from clipvis_jax.cli import main
+from clipvis_jax.data.catalog import open_dataset
 from clipvis_jax.data.pipeline import PipelineConfig, make_train_iterator
 from clipvis_jax.data.records import Instance, VideoRecord
 from clipvis_jax.data.transforms import LargeScaleJitter, ShortSideResize
@@ -94,6 +96,65 @@ def test_workers_change_nothing_and_any_number_resumes():
         with make_train_iterator(dataset, dataclasses.replace(CONFIG, num_workers=num_workers)) as iterator:
             iterator.set_state(state)
             assert_same(take(iterator, 4), expected[5:])
+
+
+def write_published(root, name):
+    """Write the videos or images of `make_dataset` below a data root, as a known data set is published."""
+    is_video = name == "ytvis19_train"
+    dataset = make_dataset(num_frames=2 if is_video else 1)
+    with_instances(dataset, 3, [])
+    images = root / ("ytvis2019/train/JPEGImages" if is_video else "coco")
+    file = root / ("ytvis2019/train.json" if is_video else "lvis/lvis_v1_train.json")
+    records, annotations = [], []
+    for index, video in enumerate(dataset.records):
+        for frame, file_name in enumerate(video.file_names):
+            (images / file_name).parent.mkdir(parents=True, exist_ok=True)
+            (images / file_name).write_bytes(dataset.frames[index, frame])
+        url = f"http://images.cocodataset.org/{video.file_names[0]}"
+        names = {"file_names": video.file_names} if is_video else {"coco_url": url, "neg_category_ids": []}
+        records.append({"id": video.id, "height": HEIGHT, "width": WIDTH, **names})
+        for instance in video.instances:
+            masks = [
+                {"size": [HEIGHT, WIDTH], "counts": mask} if isinstance(mask, str) else mask for mask in instance.masks
+            ]
+            owner = "video_id" if is_video else "image_id"
+            drawn = {"segmentations": masks} if is_video else {"segmentation": masks[0]}
+            number = len(annotations) + 1
+            annotations.append({"id": number, owner: video.id, "category_id": instance.category_id, **drawn})
+    categories = [dataclasses.asdict(category) for category in dataset.categories]
+    content = {"videos" if is_video else "images": records, "annotations": annotations, "categories": categories}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+def files_of(batches, dataset):
+    return [
+        [dataset[int(video)].file_names[frame] for video, frame in zip(batch.video, batch.frame, strict=True)]
+        for batch in batches
+    ]
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "level"), [("lvis_train_norare", "videos"), ("lvis_train_norare", "frames"), ("ytvis19_train", "videos")]
+)
+def test_prepared_files_give_the_batches_of_the_published_ones(tmp_path, name, level, num_workers):
+    write_published(tmp_path, name)
+    assert main(["prepare", name, "--source", str(tmp_path), "--out", str(tmp_path / "out"), "--level", level]) == 0
+    raw, prepared = open_dataset(name, tmp_path), open_dataset(tmp_path / "out")
+    # Of frames, the image that shows nothing is left out, and the others are numbered anew.
+    assert (len(raw), len(prepared)) == (10, 9 if level == "frames" else 10)
+    config = CONFIG
+    if name == "ytvis19_train":
+        config = dataclasses.replace(CONFIG, augmentation=ShortSideResize((40, HEIGHT), 96))
+    with make_train_iterator(raw, config) as iterator:
+        expected, expected_state = take(iterator, 6), iterator.get_state()
+    with make_train_iterator(prepared, dataclasses.replace(config, num_workers=num_workers)) as iterator:
+        found, state = take(iterator, 6), iterator.get_state()
+    assert files_of(found, prepared) == files_of(expected, raw)
+    assert_same(*([batch._replace(video=batch.frame) for batch in batches] for batches in (found, expected)))
+    assert state == expected_state
+    assert len({file[:3] for files in files_of(found, prepared) for file in files}) == 9
 
 
 @pytest.mark.parametrize("process_count", [2, 4])

@@ -20,7 +20,7 @@ from clipvis_jax.training.losses import LossConfig
 from clipvis_jax.training.matching import MatchingConfig
 from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer
 from clipvis_jax.training.sharding import make_mesh, parameter_shardings, put_batch
-from clipvis_jax.training.step import TrainingConfig, first_non_finite, init_state, make_train_step
+from clipvis_jax.training.step import TrainingConfig, check_matcher, first_non_finite, init_state, make_train_step
 
 STEPS, IMAGES, SIZE = 4, 8, 64
 
@@ -186,6 +186,27 @@ def test_a_batch_that_does_not_divide_is_refused():
         step(state, clip_vars, put_batch(batch, mesh))
     with pytest.raises(ValueError, match="accumulation 0"):
         TrainingConfig(accumulation=0)
+
+
+def test_the_host_does_not_match_for_several_cpu_devices_of_a_process():
+    """With fewer threads than devices plus one, realistic sizes wait for ever."""
+    model, _, _ = tiny_model("rn")
+    config = TrainingConfig(losses=LossConfig(matching=MatchingConfig("host")))
+    message = r"--step.losses.matching.method host: the 8 CPU devices .*; choose --step.losses.matching.method device"
+    with pytest.raises(InputError, match=message):
+        make_train_step(model, config, make_optimizer(OptimizerConfig()), make_mesh())
+    check_matcher("host", make_mesh(devices=jax.devices()[:1]))
+    check_matcher("device", make_mesh())
+
+    def mesh(platform, processes):
+        return make_mesh(
+            devices=[Mock(spec=jax.Device, id=i, process_index=i % processes, platform=platform) for i in range(4)]
+        )
+
+    check_matcher("host", mesh("cpu", processes=4))
+    check_matcher("host", mesh("gpu", processes=1))
+    with pytest.raises(InputError, match="the 2 CPU devices of a process"):
+        check_matcher("host", mesh("cpu", processes=2))
 
 
 def test_parameters_are_cut_up_over_fsdp():

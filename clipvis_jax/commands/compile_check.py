@@ -31,7 +31,7 @@ class CompileCheckOptions:
     compiler's own; nothing is run.
 
     For example:
-      clipvis compile-check configs/lvis_r50.py --topology v5e:16x16 --data.batch-size 256
+      clipvis compile-check configs/lvis_r50.py --topology v5e:16x16 --data.batch-size 256 --step.dtype bfloat16
     """
 
     topology: Annotated[str, arg(metavar="NAME")]

@@ -28,7 +28,7 @@ class MatchingConfig:
     ``device`` runs the Hungarian algorithm in the step; ``host`` calls scipy from it, which is quicker on a CPU (2 ms
     instead of 74 for the ten layers of an image with 20 targets). It is not the default all the same: a program that
     calls the host is compiled anew at every start, and several CPU devices of one process may wait for each other for
-    ever.
+    ever (the training step refuses them).
     """
 
     method: MatchingMethod = "device"

@@ -7,6 +7,7 @@ batch.
 
 import dataclasses
 import functools
+from collections import Counter
 from typing import Any, Literal
 
 import jax
@@ -28,6 +29,7 @@ from clipvis_jax.structs import (
     TrainState,
 )
 from clipvis_jax.training.losses import LOSSES, LossConfig, combine_sums, loss_sums, point_keys, stack_layers
+from clipvis_jax.training.matching import MatchingMethod
 from clipvis_jax.training.sharding import (
     BATCH_AXES,
     batch_sharding,
@@ -133,7 +135,11 @@ def make_train_step(
         optimizer: The optimiser.
         mesh: The devices, see ``make_mesh``.
         draws: Recorded draws [l, b, ...] to use in every step instead of random ones.
+
+    Raises:
+        InputError: The matcher cannot run on these devices, see ``check_matcher``.
     """
+    check_matcher(config.losses.matching.method, mesh)
     model = dataclasses.replace(
         model, dtype=jnp.dtype(config.dtype), encoder_dtype=jnp.dtype("float32"), remat=config.remat != "none"
     )
@@ -171,6 +177,21 @@ def check_batch(batch: TrainingBatch, mesh: Mesh, accumulation: int) -> None:
     if size % parts:
         raise InputError(
             f"batch size {size}: must be a multiple of {parts} ({mesh.size} devices x {accumulation} accumulated parts)"
+        )
+
+
+def check_matcher(method: MatchingMethod, mesh: Mesh) -> None:
+    """Raise InputError if the assignment cannot be solved on the host for these devices.
+
+    A CPU device that calls the host keeps one of the process's few threads, as many as cores, until the host has the
+    costs; another of the threads must bring them. Devices that keep all of them wait for ever.
+    """
+    devices = list(mesh.devices.flat)
+    most = max(Counter(device.process_index for device in devices).values())
+    if method == "host" and devices[0].platform == "cpu" and most > 1:
+        raise InputError(
+            f"--step.losses.matching.method host: the {most} CPU devices of a process may wait for each other for "
+            "ever; choose --step.losses.matching.method device"
         )
 
 
