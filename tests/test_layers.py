@@ -18,7 +18,7 @@ ALLOWED = {
     "training.path_rules": set(),
     "training.optimizer": {"training.path_rules"},
     "training.sharding": {"errors", "training.path_rules"},
-    "training.step": FOUNDATION | {"models", "training.losses", "training.sharding"},
+    "training.step": FOUNDATION | {"models", "training.losses", "training.matching", "training.sharding"},
     "torch_names": {"models"},
     "model_sizes": {"errors", "models", "torch_names"},
     "state_dicts": {"errors", "torch_names"},
@@ -79,6 +79,7 @@ ALLOWED = {
     | {
         "checkpoints",
         "data",
+        "distributed",
         "models",
         "pretraining.contrastive",
         "pretraining.step",

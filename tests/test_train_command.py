@@ -1,7 +1,10 @@
 """train.py on a tiny model: what it writes, exact resuming, devices and processes, bad input."""
 
+import ast
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +31,7 @@ from clipvis_jax.training.clipvis_task import ClipVisTask
 from clipvis_jax.training.log import read_log
 
 TRAIN = Path(__file__).parent.parent / "train.py"
+CONFIGS = sorted(path.stem for path in (TRAIN.parent / "configs").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +85,11 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def start(cache, config, *options, devices=1):
+def start(cache, config, *options, devices=1, **surroundings):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "CLIPVIS_CACHE": str(cache)}
     # XLA explains at length how it divides arrays.
-    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NPROC": "32"}  # for NPROC see conftest.py
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NPROC": "32"} | surroundings  # for NPROC see conftest.py
     command = [sys.executable, TRAIN, config, *options]
     return subprocess.Popen(
         list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -116,6 +120,10 @@ def variables_of(workdir):
     return load_model(workdir / "model").params
 
 
+def pictures_of(workdir):
+    return sorted(path.name for path in (workdir / "pictures").iterdir())
+
+
 def assert_same_bits(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -133,10 +141,9 @@ def test_what_is_written(whole, clip):
     model, before = load_model(whole / "model"), load_model(clip)
     assert_same_bits(model.clip_vars, before.clip_vars)
     assert model.source["clip_sha256"] == note["clip_sha256"]
-    pictures = sorted((whole / "pictures").iterdir())
-    assert [path.name for path in pictures] == ["predictions_0000003.png", "predictions_0000006.png"]
-    for path in pictures:
-        with Image.open(path) as picture:
+    assert pictures_of(whole) == ["predictions_0000003.png", "predictions_0000006.png"]
+    for name in pictures_of(whole):
+        with Image.open(whole / "pictures" / name) as picture:
             assert picture.size == (2 * 64, 64)  # targets, and predictions beside them
     segmenter = clipvis_jax.load(whole / "model")
     assert segmenter.start(["cat"]).num_frames == 0
@@ -201,9 +208,10 @@ def losses_of(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--fsdp", 2]])
 def test_eight_devices_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path, options):  # noqa: PLR0917
-    steps = ["--optimizer.num-steps", 20]
+    steps = ["--optimizer.num-steps", 20, "--loop.picture-every", 20]
     finish(start(cache, config, "--workdir", tmp_path, "--clip", clip, *steps, *options, devices=8))
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
+    assert pictures_of(tmp_path) == ["predictions_0000020.png"]
 
 
 def start_two(cache, config, *options):
@@ -218,8 +226,9 @@ def start_two(cache, config, *options):
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path):
     options = ["--workdir", tmp_path, "--clip", clip, "--optimizer.num-steps", 20, "--loop.evaluate-every", 20]
-    finish(*start_two(cache, config, *options))
+    finish(*start_two(cache, config, *options, "--loop.picture-every", 20))
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
+    assert pictures_of(tmp_path) == ["predictions_0000020.png"]
     assert read_log(tmp_path)[-1].keys() >= {"evaluation/AP"}
     # One process alone restores the checkpoint.
     model = load_model(tmp_path / "model")
@@ -232,11 +241,79 @@ def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip,
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".clipvis-")] == []
 
 
+def start_two_by_slurm(cache, config, *options):
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost,other", "SLURM_NTASKS": "2"}
+    options = ["--distributed.auto", "True", *options]
+    return [
+        start(cache, config, *options, devices=2, **job, SLURM_PROCID=str(number), SLURM_LOCALID=str(number))
+        for number in range(2)
+    ]
+
+
 @pytest.mark.slow
-def test_fine_tuning_starts_from_a_models_decoders(whole, cache, config, clip, tmp_path):
-    finish(start(cache, config, "--workdir", tmp_path, "--init-from", whole / "model", "--optimizer.num-steps", 1))
-    start_again = read_log(tmp_path)[0]["loss/total"]
-    assert start_again != read_log(whole)[0]["loss/total"]
+def test_a_signal_to_one_of_two_processes_stops_both(twenty_steps, cache, config, clip, tmp_path):
+    """Both stop after the same step, and go on from there as if nothing had been."""
+    options = ["--workdir", tmp_path, "--clip", clip, "--optimizer.num-steps", 2000, "--loop.checkpoint-every", 0]
+    processes = start_two_by_slurm(cache, config, *options)
+    deadline = time.monotonic() + 300
+    while len(read_log(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    output, _ = finish(*processes)
+    assert output.endswith("stopped; the same command goes on from here\n")
+    last = read_log(tmp_path)[-1]["step"]
+    assert last < 2000
+    output, _ = finish(*start_two_by_slurm(cache, config, *options, "--loop.stop-after", last + 3))
+    assert f"goes on from {tmp_path}/checkpoints/{last}\n" in output
+    assert [record["step"] for record in read_log(tmp_path)] == list(range(1, last + 4))
+    both = min(20, last + 3)
+    np.testing.assert_allclose(losses_of(tmp_path)[:both], losses_of(twenty_steps)[:both], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["auto", "True"], "--distributed: the processes did not find each other"),
+        (["auto", "True", "coordinator", "a:1", "num-processes", "1", "process-id", "0"], "leave --distributed.coord"),
+        (["coordinator", "a:1"], "--distributed.num-processes and --distributed.process-id belong together"),
+        (["coordinator", "a:1", "num-processes", "0", "process-id", "0"], "--distributed.num-processes 0: must be 1"),
+        (["coordinator", "a:1", "num-processes", "2", "process-id", "2"], "--distributed.process-id 2: must be betw"),
+    ],
+)
+def test_processes_that_cannot_work_together(cache, config, clip, tmp_path, options, message):  # noqa: PLR0917
+    named = [f"--distributed.{word}" if place % 2 == 0 else word for place, word in enumerate(options)]
+    _, error = finish(start(cache, config, "--workdir", tmp_path, "--clip", clip, *named), expected_code=2)
+    assert message in " ".join(error.replace("│", " ").split())
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_from_a_models_decoders(cache, config, clip, tmp_path):
+    """AdamW's first step moves no parameter by more than the learning rate, decay apart; random ones lie far off."""
+    finish(start(cache, config, "--workdir", tmp_path, "--init-from", clip, "--optimizer.num-steps", 1))
+    (record,) = read_log(tmp_path)
+    rate = record["learning_rate"]
+    assert rate == pytest.approx(1e-4)
+    model, before = load_model(tmp_path / "model"), load_model(clip)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05 * rate, atol=1.01 * rate), model.params, before.params
+    )
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (model.params, before.params)), strict=True))
+    assert_same_bits(model.clip_vars, before.clip_vars)
+
+
+@pytest.mark.slow
+def test_another_runs_checkpoint_goes_on_in_a_new_folder(whole, cache, config, clip, tmp_path):
+    other, workdir = tmp_path / "other", tmp_path / "run"
+    shutil.copytree(whole, other)
+    shutil.rmtree(other / "checkpoints" / "6")  # as if it had been stopped after step 3
+    before = sorted(other.rglob("*"))
+    output, _ = finish(start(cache, config, "--workdir", workdir, "--clip", clip, "--resume", other))
+    assert f"goes on from {other / 'checkpoints' / '3'}" in output
+    assert [record["step"] for record in read_log(workdir)] == [4, 5, 6]
+    np.testing.assert_array_equal(losses_of(workdir), losses_of(whole)[3:])
+    assert_same_bits(variables_of(workdir), variables_of(whole))
+    assert sorted(other.rglob("*")) == before
 
 
 def test_help_lists_settings(config, capsys):
@@ -306,6 +383,10 @@ def test_wrong_values(config, capsys, options, message):
         ),
         (["--clip", "CLIP", "--fsdp", "3"], "fsdp 3: must divide the number of devices, which is 8"),
         (["--clip", "CLIP", "--data.batch-size", "3"], "must be a multiple of"),
+        (
+            ["--clip", "CLIP", "--step.losses.matching.method", "host"],
+            "--step.losses.matching.method host: the 8 CPU devices of a process may wait for each other for ever",
+        ),
     ],
 )
 def test_unusable_options(config, clip, tmp_path, capsys, options, message):  # noqa: PLR0917
@@ -339,7 +420,7 @@ def test_workdir_of_another_run(whole, config, clip, tmp_path, capsys):
     assert "is a run with another CLIP" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (TRAIN.parent / "configs").glob("*.py")))
+@pytest.mark.parametrize("name", CONFIGS)
 def test_configurations_of_the_repository_load(name, capsys):
     path = TRAIN.parent / "configs" / f"{name}.py"
     with pytest.raises(SystemExit) as exit_:
@@ -349,3 +430,17 @@ def test_configurations_of_the_repository_load(name, capsys):
     assert "Command:" in text
     assert "Cost:" in text
     assert "Hardware:" in text
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_commands_in_the_configurations_are_understood(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = TRAIN.parent / "configs" / f"{name}.py"
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    (command,) = re.findall(rf"python train.py configs/{name}.py (.*)", text)
+    assert parse_train([str(path), *command.split()]).options.workdir == Path("runs", name)
+    for options in re.findall(r"^TPU: add ([^;]*);", text, re.MULTILINE):
+        assert parse_train([str(path), *command.split(), *options.split()]).experiment.step.dtype == "bfloat16"
+    for evaluation in re.findall(r"clipvis (eval .*)", text):
+        assert main(evaluation.split()) == 2
+        assert "error: data: is not a folder" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from clipvis_jax.data.shapes.captions import caption_words
 from clipvis_jax.data.shapes.classes import PARTITIONS, class_names, classes_of
 from clipvis_jax.data.shapes.dataset import ShapesDataset
 from clipvis_jax.data.shapes.splits import WORLD_VERSION, ShapesConfig, check_held_out
+from clipvis_jax.distributed import wait_for_compilation
 from clipvis_jax.errors import InputError
 from clipvis_jax.models.clip_convnext import ConvNextConfig
 from clipvis_jax.models.clip_resnet import ResNetConfig
@@ -223,6 +224,7 @@ class ClipTask:
             flops = count_matmul_flops(traced.jaxpr) / self._mesh.size
             self._compiled[shape] = traced.lower().compile(), flops
             give_back_freed_memory()
+            wait_for_compilation(f"CLIP step {shape}")
         compiled, self._flops = self._compiled[shape]
         return compiled(state, batch)
 

@@ -17,7 +17,7 @@ from clipvis_jax.data.catalog import check_for_training, check_held_out, open_da
 from clipvis_jax.data.pipeline import PipelineConfig, TrainBatch, TrainIterator, make_train_iterator
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.dataset_run import RunFolder, predict_dataset
-from clipvis_jax.distributed import wait_for_all
+from clipvis_jax.distributed import wait_for_all, wait_for_compilation
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation import evaluate, evaluate_class_agnostic, ground_truth_from, load_results, scoring_rules
 from clipvis_jax.loading import make_segmenter
@@ -193,6 +193,7 @@ class ClipVisTask:
             self._flops = count_matmul_flops(counted.jaxpr) / self._mesh.size
             self._compiled = traced.lower().compile()
             give_back_freed_memory()
+            wait_for_compilation("training step")
         return self._compiled(state, self._trunk, batch)
 
     def problem(self, metrics: StepMetrics) -> str | None:
