@@ -93,9 +93,10 @@ def _find(coordinator: str) -> None:
             return
         except OSError as error:
             if time.monotonic() > end:
+                reason = error.strerror or error
                 raise InputError(
-                    f"--distributed.coordinator {coordinator}: process 0 does not answer there ({error.strerror or error}); "
-                    "start it, or check the address"
+                    f"--distributed.coordinator {coordinator}: process 0 does not answer there ({reason}); start it, "
+                    "or check the address"
                 ) from error
         time.sleep(0.5)
 

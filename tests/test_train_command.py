@@ -85,11 +85,11 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def start(cache, config, *options, devices=1, **surroundings):
+def start(cache, config, *options, devices=1):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "CLIPVIS_CACHE": str(cache)}
     # XLA explains at length how it divides arrays.
-    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NPROC": "32"} | surroundings  # for NPROC see conftest.py
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NPROC": "32"}  # for NPROC see conftest.py
     command = [sys.executable, TRAIN, config, *options]
     return subprocess.Popen(
         list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -241,39 +241,9 @@ def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip,
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".clipvis-")] == []
 
 
-def start_two_by_slurm(cache, config, *options):
-    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost,other", "SLURM_NTASKS": "2"}
-    options = ["--distributed.auto", "True", *options]
-    return [
-        start(cache, config, *options, devices=2, **job, SLURM_PROCID=str(number), SLURM_LOCALID=str(number))
-        for number in range(2)
-    ]
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both(twenty_steps, cache, config, clip, tmp_path):
-    """Both stop after the same step, and go on from there as if nothing had been."""
-    options = ["--workdir", tmp_path, "--clip", clip, "--optimizer.num-steps", 2000, "--loop.checkpoint-every", 0]
-    processes = start_two_by_slurm(cache, config, *options)
-    deadline = time.monotonic() + 300
-    while len(read_log(tmp_path)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    processes[1].send_signal(signal.SIGTERM)
-    output, _ = finish(*processes)
-    assert output.endswith("stopped; the same command goes on from here\n")
-    last = read_log(tmp_path)[-1]["step"]
-    assert last < 2000
-    output, _ = finish(*start_two_by_slurm(cache, config, *options, "--loop.stop-after", last + 3))
-    assert f"goes on from {tmp_path}/checkpoints/{last}\n" in output
-    assert [record["step"] for record in read_log(tmp_path)] == list(range(1, last + 4))
-    both = min(20, last + 3)
-    np.testing.assert_allclose(losses_of(tmp_path)[:both], losses_of(twenty_steps)[:both], rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["auto", "True"], "--distributed: the processes did not find each other"),
         (["auto", "True", "coordinator", "a:1", "num-processes", "1", "process-id", "0"], "leave --distributed.coord"),
         (["coordinator", "a:1"], "--distributed.num-processes and --distributed.process-id belong together"),
         (["coordinator", "a:1", "num-processes", "0", "process-id", "0"], "--distributed.num-processes 0: must be 1"),
