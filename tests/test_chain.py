@@ -42,7 +42,9 @@ CLIPVIS = """
     --optimizer.learning-rate 1e-2 --optimizer.num-steps 16 --optimizer.drop-steps 14 15 --optimizer.warmup-steps 2
     --loop.log-every 1 --loop.evaluate-every 0
 """
+MORE_QUERIES = DECODERS.replace("--query-decoder.num-queries 8", "--query-decoder.num-queries 10")
 WHOLE_IMAGES_FROM = 8
+RUNS = ("clip", "clipvis", "finetune")
 
 
 @pytest.fixture(autouse=True)
@@ -76,22 +78,25 @@ def clipvis(cache, *arguments):
     return done.stdout
 
 
-def train_both(cache, images, folder):
-    """Train CLIP and decoders under it; returns the folder, with the runs ``clip`` and ``clipvis``."""
-    clipvis(cache, "train", CONFIGS / "shapes_clip.py", "--workdir", folder / "clip", *f"{CLIP} {DECODERS}".split())
-    arguments = ["--clip", folder / "clip" / "model", "--workdir", folder / "clipvis", "--dataset", images]
-    clipvis(cache, "train", CONFIGS / "shapes_clipvis.py", *arguments, *f"{CLIPVIS} {DECODERS}".split())
+def train_all(cache, images, folder):
+    """Train CLIP, decoders under it, and these once more; returns the folder with the three runs."""
+    clip, decoders, finetune = (folder / name for name in RUNS)
+    clipvis(cache, "train", CONFIGS / "shapes_clip.py", "--workdir", clip, *f"{CLIP} {DECODERS}".split())
+    begins = ["--clip", clip / "model", "--workdir", decoders, "--dataset", images]
+    clipvis(cache, "train", CONFIGS / "shapes_clipvis.py", *begins, *f"{CLIPVIS} {DECODERS}".split())
+    begins = ["--init-from", decoders / "model", "--workdir", finetune, "--dataset", images]
+    clipvis(cache, "train", CONFIGS / "shapes_clipvis_finetune.py", *begins, *f"{CLIPVIS} {MORE_QUERIES}".split())
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(cache, images, tmp_path_factory):
-    return train_both(cache, images, tmp_path_factory.mktemp("trained"))
+    return train_all(cache, images, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return trained / "clipvis" / "model"
+    return trained / "finetune" / "model"
 
 
 def losses_of(workdir):
@@ -111,6 +116,7 @@ def test_losses_go_down(trained):
     decoders = losses_of(trained / "clipvis")
     assert len(decoders) == 16
     assert np.mean(decoders[-4:]) < 0.8 * np.mean(decoders[:4])
+    assert losses_of(trained / "finetune")[0] < 0.8 * decoders[0]
 
 
 @pytest.mark.slow
@@ -121,14 +127,15 @@ def test_decoders_learn_under_a_frozen_clip(trained, model):
     assert_same_bits(whole.clip_vars, stored)
     assert_same_bits(whole.params, jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), whole.params))
     assert whole.tokenizer.identity == clip.tokenizer.identity
-    assert whole.source["config_file"] == "shapes_clipvis.py"
-    assert whole.source["clip"]["config_file"] == "shapes_clip.py"
+    assert whole.source["config_file"] == "shapes_clipvis_finetune.py"
+    assert whole.source["clip"]["config_file"] == "shapes_clipvis.py"
+    assert whole.source["clip"]["clip"]["config_file"] == "shapes_clip.py"
 
 
 @pytest.mark.slow
 def test_the_same_commands_give_the_same_bits(trained, cache, images, tmp_path):
-    again = train_both(cache, images, tmp_path)
-    for name in ("clip", "clipvis"):
+    again = train_all(cache, images, tmp_path)
+    for name in RUNS:
         np.testing.assert_array_equal(losses_of(again / name), losses_of(trained / name))
         one, other = (load_model(folder / name / "model") for folder in (trained, again))
         assert_same_bits((one.clip_vars, one.params), (other.clip_vars, other.params))

@@ -1,6 +1,7 @@
 """train.py on a tiny model: what it writes, exact resuming, devices and processes, bad input."""
 
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -272,6 +273,21 @@ def test_fine_tuning_starts_from_a_models_decoders(cache, config, clip, tmp_path
     assert_same_bits(model.clip_vars, before.clip_vars)
 
 
+def test_queries_are_added_behind_a_models_own(config, clip):
+    experiment = load_config(config)
+    num_queries = experiment.query_decoder.num_queries
+    more = dataclasses.replace(experiment.query_decoder, num_queries=num_queries + 2)
+    task = ClipVisTask(dataclasses.replace(experiment, query_decoder=more), clip, init_decoders=False)
+    params = jax.device_get(task.init_state().params)
+    for name in ("query_feature", "query_position"):
+        table = params["query_decoder"][name]
+        params["query_decoder"][name], added = table[:num_queries], table[num_queries:]
+        # From a normal distribution: none like another, none zero.
+        assert len(np.unique(added)) == added.size == 2 * more.dim
+        assert 0.7 < added.std() < 1.3
+    assert_same_bits(params, load_model(clip).params)
+
+
 @pytest.mark.slow
 def test_another_runs_checkpoint_goes_on_in_a_new_folder(whole, cache, config, clip, tmp_path):
     other, workdir = tmp_path / "other", tmp_path / "run"
@@ -351,6 +367,7 @@ def test_wrong_values(config, capsys, options, message):
             ["--init-from", "CLIP", "--query-decoder.num-layers", "2"],
             "have other sizes than those of the configuration",
         ),
+        (["--init-from", "CLIP", "--query-decoder.num-queries", "1"], "of these, only num_queries may be larger"),
         (["--clip", "CLIP", "--fsdp", "3"], "fsdp 3: must divide the number of devices, which is 8"),
         (["--clip", "CLIP", "--data.batch-size", "3"], "must be a multiple of"),
         (

@@ -43,7 +43,8 @@ class TrainOptions:
     clip: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Model folder whose CLIP is used, under new decoders; 'clipvis convert --clip' makes one."""
     init_from: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Model folder to start from, decoders included (fine-tuning)."""
+    """Model folder to start from, decoders included (fine-tuning); --query-decoder.num-queries may be larger than its
+    own, and the queries that are added begin random."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of another run, to go on from its newest checkpoint in this --workdir."""
     data_root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None

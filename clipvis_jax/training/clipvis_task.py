@@ -308,9 +308,25 @@ def _fit_folder(folder: ModelFolder, path: Path, experiment: ClipVisExperiment, 
     config = ClipVisConfig(
         folder.config.backbone, folder.config.text, experiment.pixel_decoder, experiment.query_decoder
     )
-    if not init_decoders and config != folder.config:
+    if init_decoders:
+        return dataclasses.replace(folder, config=config)
+    before, after = folder.config.query_decoder, config.query_decoder
+    grown = dataclasses.replace(before, num_queries=max(before.num_queries, after.num_queries))
+    if (config.pixel_decoder, after) != (folder.config.pixel_decoder, grown):
         raise InputError(
-            f"{path}: its decoders ({folder.config.query_decoder}, {folder.config.pixel_decoder}) have other sizes "
-            f"than those of the configuration ({config.query_decoder}, {config.pixel_decoder})"
+            f"{path}: its decoders ({before}, {folder.config.pixel_decoder}) have other sizes than those of the "
+            f"configuration ({after}, {config.pixel_decoder}); of these, only num_queries may be larger"
         )
-    return dataclasses.replace(folder, config=config)
+    return dataclasses.replace(folder, config=config, params=_add_queries(folder.params, config, experiment.seed))
+
+
+def _add_queries(params: Variables, config: ClipVisConfig, seed: int) -> Variables:
+    """Put random queries behind those of ``params``, up to the number in ``config``.
+
+    The model goes on finding what it found, and the new queries learn what the others leave over.
+    """
+    initial = jax.jit(ClipVis(config).init_decoders)(jax.random.key(seed))["query_decoder"]
+    decoder = dict(params["query_decoder"])
+    for name in ("query_feature", "query_position"):
+        decoder[name] = np.concatenate([decoder[name], initial[name][len(decoder[name]) :]])
+    return {**params, "query_decoder": decoder}
