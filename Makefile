@@ -61,9 +61,9 @@ experiment: $(VENV)/.run
 	set -e; for seed in $(SEEDS); do \
 	  $(BIN)/python train.py configs/shapes_clipvis.py --seed $$seed --clip runs/shapes_clip/model \
 	    --workdir runs/shapes_clipvis_$$seed; \
-	  $(BIN)/python train.py configs/shapes_clipvis_finetune.py --seed $$seed \
-	    --init-from runs/shapes_clipvis_$$seed/model --workdir runs/shapes_clipvis_finetune_$$seed; done
-	$(MAKE) ablation MODELS="$(SEEDS:%=runs/shapes_clipvis_finetune_%/model)"
+	  $(BIN)/python train.py configs/shapes_finetune.py --seed $$seed \
+	    --init-from runs/shapes_clipvis_$$seed/model --workdir runs/shapes_finetune_$$seed; done
+	$(MAKE) ablation MODELS="$(SEEDS:%=runs/shapes_finetune_%/model)"
 
 # Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip.
 BUNDLE := clipvis_jax/bundled
@@ -72,10 +72,10 @@ CLIP := 25
 bundle: $(VENV)/.run
 	$(BIN)/python train.py configs/shapes_clip.py --workdir runs/shapes_clip
 	$(BIN)/python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
-	$(BIN)/python train.py configs/shapes_clipvis_finetune.py --init-from runs/shapes_clipvis/model \
-	  --workdir runs/shapes_clipvis_finetune
+	$(BIN)/python train.py configs/shapes_finetune.py --init-from runs/shapes_clipvis/model \
+	  --workdir runs/shapes_finetune
 	rm -rf $(BUNDLE)/model $(BUNDLE)/clip
-	cp -r runs/shapes_clipvis_finetune/model $(BUNDLE)/model
+	cp -r runs/shapes_finetune/model $(BUNDLE)/model
 	$(BIN)/clipvis shapes --split test --first $(CLIP) --count 1 --size 480 --out $(BUNDLE)/clip
 	cd $(BUNDLE) && find clip model -type f | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
 

@@ -85,7 +85,7 @@ def train_all(cache, images, folder):
     begins = ["--clip", clip / "model", "--workdir", decoders, "--dataset", images]
     clipvis(cache, "train", CONFIGS / "shapes_clipvis.py", *begins, *f"{CLIPVIS} {DECODERS}".split())
     begins = ["--init-from", decoders / "model", "--workdir", finetune, "--dataset", images]
-    clipvis(cache, "train", CONFIGS / "shapes_clipvis_finetune.py", *begins, *f"{CLIPVIS} {MORE_QUERIES}".split())
+    clipvis(cache, "train", CONFIGS / "shapes_finetune.py", *begins, *f"{CLIPVIS} {MORE_QUERIES}".split())
     return folder
 
 
@@ -127,7 +127,7 @@ def test_decoders_learn_under_a_frozen_clip(trained, model):
     assert_same_bits(whole.clip_vars, stored)
     assert_same_bits(whole.params, jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), whole.params))
     assert whole.tokenizer.identity == clip.tokenizer.identity
-    assert whole.source["config_file"] == "shapes_clipvis_finetune.py"
+    assert whole.source["config_file"] == "shapes_finetune.py"
     assert whole.source["clip"]["config_file"] == "shapes_clipvis.py"
     assert whole.source["clip"]["clip"]["config_file"] == "shapes_clip.py"
 

@@ -5,8 +5,7 @@ Images keep the size that the videos have when they are segmented, and ten queri
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
     python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
-    python train.py configs/shapes_clipvis_finetune.py --init-from runs/shapes_clipvis/model \\
-        --workdir runs/shapes_clipvis_finetune
+    python train.py configs/shapes_finetune.py --init-from runs/shapes_clipvis/model --workdir runs/shapes_finetune
 Cost: 2,800 steps of 8 images at 320x320, about 37 minutes.
 Hardware: 2 CPU cores.
 """
