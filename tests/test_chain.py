@@ -128,8 +128,8 @@ def test_decoders_learn_under_a_frozen_clip(trained, model):
     assert_same_bits(whole.params, jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), whole.params))
     assert whole.tokenizer.identity == clip.tokenizer.identity
     assert whole.source["config_file"] == "shapes_finetune.py"
-    assert whole.source["clip"]["config_file"] == "shapes_clipvis.py"
-    assert whole.source["clip"]["clip"]["config_file"] == "shapes_clip.py"
+    assert whole.source["init_from"]["config_file"] == "shapes_clipvis.py"
+    assert whole.source["init_from"]["clip"]["config_file"] == "shapes_clip.py"
 
 
 @pytest.mark.slow

@@ -142,6 +142,7 @@ class ClipVisTask:
             self._open_evaluation_dataset()
         self.num_steps = experiment.optimizer.num_steps
         self.batch_size = experiment.data.batch_size
+        self._taken_from = "clip" if init_decoders else "init_from"
         self.beginning = f"random decoders and the CLIP of {folder}" if init_decoders else f"the decoders of {folder}"
 
     def notes(self) -> dict[str, Any]:
@@ -265,7 +266,7 @@ class ClipVisTask:
             self._folder.clip_vars,
             self._fetch(state.params),
             self._folder.tokenizer,
-            source={**source, "clip": self._folder.source},
+            source={**source, self._taken_from: self._folder.source},
             storage=self._experiment.storage,
             overwrite=True,
         )
