@@ -1,4 +1,6 @@
-"""Small decoders on base classes of the Shapes world, under the CLIP of configs/shapes_clip.py: the bundled model.
+"""Small decoders on base classes of the Shapes world, under the CLIP of configs/shapes_clip.py.
+
+The first half of the bundled model's training; the second is configs/shapes_finetune.py.
 
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
