@@ -68,7 +68,7 @@ experiment: $(VENV)/.run
 # Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip.
 BUNDLE := clipvis_jax/bundled
 # A test video with objects of all three parts, picked by hand.
-CLIP := 25
+CLIP := 34
 bundle: $(VENV)/.run
 	$(BIN)/python train.py configs/shapes_clip.py --workdir runs/shapes_clip
 	$(BIN)/python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis

@@ -217,7 +217,11 @@ def write_conditions(models):
     for model in models:
         found = model.metrics["val"]["model"]
         source = found["source"] or {}
-        seeds = [(part.get("config") or {}).get("seed", "-") for part in (source, source.get("clip") or {})]
+        # Fine-tuned decoders stand before those that they began with, and these before their CLIP.
+        stage = source
+        while stage.get("init_from"):
+            stage = stage["init_from"]
+        seeds = [(part.get("config") or {}).get("seed", "-") for part in (source, stage.get("clip") or {})]
         rows.append(
             [str(model.run.number), f"`{found['folder']}`", *map(str, seeds), f"`{found['weights_sha256'][:12]}`"]
         )

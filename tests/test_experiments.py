@@ -37,7 +37,7 @@ def write_results(run, ap):
         "model": {
             "folder": str(run.model),
             "weights_sha256": "0123456789abcdef",
-            "source": {"config": {"seed": 7}, "clip": {"config": {"seed": 5}}},
+            "source": {"config": {"seed": 7}, "init_from": {"clip": {"config": {"seed": 5}}}},
         },
     }
     for dataset in DATASETS:
