@@ -6,8 +6,9 @@ Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
     python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
     python train.py configs/shapes_finetune.py --init-from runs/shapes_clipvis/model --workdir runs/shapes_finetune
-Cost: 2,800 steps of 8 images at 320x320, about 37 minutes.
+Cost: 2,800 steps of 8 images at 320x320, about 75 minutes (without AVX-512).
 Hardware: 2 CPU cores.
+Reached: AP 50.6 on val, base 50.6, novel 52.7, unseen 47.2 (docs/experiments.md).
 """
 
 from clipvis_jax.data.pipeline import PipelineConfig
