@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from clipvis_jax import ops
+from clipvis_jax.models.layers import Conv
 from clipvis_jax.structs import ClipFeatures
 
 EXPANSION = 4
@@ -68,8 +69,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         def conv(features: int, size: int, name: str) -> nn.Conv:
-            padding = size // 2
-            return nn.Conv(features, (size, size), padding=padding, use_bias=False, dtype=self.dtype, name=name)
+            return Conv(features, size, use_bias=False, dtype=self.dtype, name=name)
 
         def norm(name: str) -> FrozenBatchNorm:
             return FrozenBatchNorm(dtype=self.dtype, name=name)
@@ -93,17 +93,13 @@ class ResNetTrunk(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"]) -> ClipFeatures:
         width = self.config.width
         x = image.astype(self.dtype)
-        for index, (features, stride) in enumerate(((width // 2, 2), (width // 2, 1), (width, 1)), start=1):
-            x = nn.Conv(
-                features,
-                (3, 3),
-                strides=stride,
-                padding=1,
-                use_bias=False,
-                dtype=self.dtype,
-                name=f"stem_conv{index}",
-            )(x)
-            x = nn.relu(FrozenBatchNorm(dtype=self.dtype, name=f"stem_norm{index}")(x))
+        stem = (
+            nn.Conv(width // 2, (3, 3), 2, padding=1, use_bias=False, dtype=self.dtype, name="stem_conv1"),
+            Conv(width // 2, 3, use_bias=False, dtype=self.dtype, name="stem_conv2"),
+            Conv(width, 3, use_bias=False, dtype=self.dtype, name="stem_conv3"),
+        )
+        for index, conv in enumerate(stem, start=1):
+            x = nn.relu(FrozenBatchNorm(dtype=self.dtype, name=f"stem_norm{index}")(conv(x)))
         x = _avg_pool(x, 2)
         maps = []
         for stage, depth in enumerate(self.config.depths):
