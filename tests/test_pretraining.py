@@ -1,9 +1,11 @@
 """Pretraining of CLIP: the loss, what is pooled, batch norms, exact resuming, the model folder it ends with."""
 
 import dataclasses
+import functools
 import types
 import warnings
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from memory_dataset import MemoryDataset, encode_counts, encode_png
 
 import clipvis_jax
-from clipvis_jax.checkpoints import load_model
+from clipvis_jax.checkpoints import hash_variables, load_model, save_model
 from clipvis_jax.commands.train import TrainOptions, open_task
 from clipvis_jax.data.captioned import CaptionedDataConfig, CaptionedIterator
 from clipvis_jax.data.records import Category, Instance, VideoRecord
@@ -22,9 +24,11 @@ from clipvis_jax.models.clip_convnext import ConvNextConfig
 from clipvis_jax.models.clip_resnet import FrozenBatchNorm, ResNetConfig
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
+from clipvis_jax.models.layers import Conv
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.models.text_classifier import TextClassifier
+from clipvis_jax.pretraining import clip_task
 from clipvis_jax.pretraining.batch_norm import STATISTICS, batch_statistics, update_statistics
 from clipvis_jax.pretraining.clip_task import (
     ClipExperiment,
@@ -67,7 +71,7 @@ def tiny_experiment(**changes):
 
 def one_device_task(experiment):
     """Compile for one device: quicker than for the tests' eight."""
-    return ClipTask(experiment, jax.devices()[:1])
+    return ClipTask(experiment, devices=jax.devices()[:1])
 
 
 # --- the loss
@@ -424,6 +428,72 @@ def test_other_settings_that_cannot_be():
         ClipOptimizerConfig(num_steps=5, warmup_steps=5)
 
 
-def test_pretraining_takes_no_model(tmp_path):
-    with pytest.raises(InputError, match="random weights"):
+def test_clip_is_for_decoders(tmp_path):
+    with pytest.raises(InputError, match="--clip: is for decoders"):
         open_task(tiny_experiment(), TrainOptions(workdir=tmp_path, clip=tmp_path))
+
+
+# --- gradients
+
+
+@pytest.mark.parametrize(("size", "height"), [(1, 32), (3, 32), (3, 7)])
+def test_gradients_of_convolutions_are_those_of_flax(size, height):
+    """On CPUs the kernel's gradient is computed in a way of its own."""
+    ours = Conv(4, size, dtype=jnp.float32, use_bias=False)
+    theirs = nn.Conv(4, (size, size), padding=size // 2, use_bias=False)
+    x = jax.random.normal(jax.random.key(0), (2, height, 5, 3))
+    params = ours.init(jax.random.key(1), x)
+
+    def gradients(layer):
+        return jax.grad(lambda params, x: jnp.sum(jnp.sin(layer.apply(params, x))), argnums=(0, 1))(params, x)
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, gradients(ours), gradients(theirs))
+
+
+# --- beginning with a model
+
+
+@pytest.fixture(scope="module")
+def trained_model(task, tmp_path_factory):
+    """A model folder whose decoders are other ones than a training of CLIP would write."""
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    state = task.init_state()
+    task.export(state, folder, {"trained_by": "the first"})
+    model = load_model(folder)
+    decoders = jax.tree.map(lambda x: x + 1, model.params)
+    save_model(
+        folder, model.config, model.clip_vars, decoders, model.tokenizer, source={"trained_by": "me"}, overwrite=True
+    )
+    return folder
+
+
+def test_training_goes_on_with_a_models_clip_and_keeps_its_decoders(trained_model, tmp_path):
+    before = load_model(trained_model)
+    # Other decoders than the configuration's, and another seed: the model's stay.
+    experiment = tiny_experiment(seed=5, query_decoder=QueryDecoderConfig(num_queries=9))
+    task = open_task(experiment, TrainOptions(workdir=tmp_path, init_from=trained_model))
+    assert task.beginning == f"the CLIP of {trained_model}"
+    state = task.init_state()
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before.clip_vars)
+    random = ClipTask(experiment, devices=jax.devices()[:1])
+    assert task.notes() == random.notes() | {"clip_sha256": hash_variables(before.clip_vars)}
+    changed = state.replace(params=jax.tree.map(lambda x: x * 2, state.params))
+    task.export(changed, tmp_path / "model", {"trained_by": "it"})
+    after = load_model(tmp_path / "model")
+    assert after.config == before.config
+    jax.tree.map(lambda new, old: np.testing.assert_array_equal(new, 2 * old), after.clip_vars, before.clip_vars)
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    assert after.source == {"trained_by": "it", "init_from": {"trained_by": "me"}}
+
+
+def test_models_that_a_training_cannot_begin_with(trained_model, tmp_path, monkeypatch):
+    wider = tiny_experiment(text=TextConfig(width=32, num_heads=2, num_layers=1, context_length=48, embed_dim=16))
+    with pytest.raises(InputError, match="has other sizes than that of the configuration"):
+        ClipTask(wider, trained_model)
+    with pytest.raises(InputError, match="no such folder"):
+        ClipTask(tiny_experiment(), tmp_path / "missing")
+    other_words = dataclasses.replace(shapes_tokenizer(48), identity="of other words")
+    monkeypatch.setattr(clip_task, "shapes_tokenizer", lambda context_length: other_words)
+    with pytest.raises(InputError, match="its tokenizer is not that of the Shapes world"):
+        ClipTask(tiny_experiment(), trained_model)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 
 USAGE = """usage: train.py CONFIG --workdir DIR (--clip DIR | --init-from DIR) [--data-root DIR] [OPTIONS]
-       train.py configs/shapes_clip.py --workdir DIR [OPTIONS]     (pretrains a CLIP, from random weights)
+       train.py configs/shapes_clip.py --workdir DIR [--init-from DIR] [OPTIONS]     (pretrains a CLIP)
 
 CONFIG is a file such as configs/lvis_r50.py; 'train.py CONFIG --help' lists the options, with every setting of the
 configuration among them."""
@@ -44,7 +44,8 @@ class TrainOptions:
     """Model folder whose CLIP is used, under new decoders; 'clipvis convert --clip' makes one."""
     init_from: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Model folder to start from, decoders included (fine-tuning); --query-decoder.num-queries may be larger than its
-    own, and the queries that are added begin random."""
+    own, and the queries that are added begin random. The pretraining of CLIP goes on with its CLIP, and leaves its
+    decoders as they are."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of another run, to go on from its newest checkpoint in this --workdir."""
     data_root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -111,9 +112,12 @@ def open_task(experiment: "Experiment", options: TrainOptions) -> "ClipVisTask |
     from clipvis_jax.training.clipvis_task import ClipVisTask
 
     if isinstance(experiment, ClipExperiment):
-        if options.clip is not None or options.init_from is not None:
-            raise InputError("the pretraining of CLIP begins with random weights; leave --clip and --init-from out")
-        return ClipTask(experiment)
+        if options.clip is not None:
+            raise InputError(
+                "--clip: is for decoders; the pretraining of CLIP begins with random weights, or with the CLIP of "
+                "--init-from"
+            )
+        return ClipTask(experiment, options.init_from)
     if (options.clip is None) == (options.init_from is None):
         raise InputError("give either --clip, for new decoders, or --init-from, to go on with a model's decoders")
     folder = options.clip or options.init_from

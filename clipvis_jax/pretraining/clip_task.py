@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from clipvis_jax.checkpoints import save_model
+from clipvis_jax.checkpoints import ModelFolder, hash_variables, load_model, save_model
 from clipvis_jax.data.captioned import CaptionedBatch, CaptionedDataConfig, CaptionedIterator, cut_objects
 from clipvis_jax.data.shapes.captions import caption_words
 from clipvis_jax.data.shapes.classes import PARTITIONS, class_names, classes_of
@@ -103,7 +103,8 @@ class ClipExperiment:
     Attributes:
         backbone: Sizes of the image encoder.
         text: Sizes of the text encoder; the number of words is that of the tokenizer.
-        pixel_decoder: Sizes of the pixel decoder that the model folder gets, with random weights.
+        pixel_decoder: Sizes of the pixel decoder that the model folder gets, with random weights; a training that
+            begins with a model keeps that one's decoders.
         query_decoder: Likewise of the query decoder.
         data: What batches are made of.
         stages: The parts of the training, one after the other; CLIP is evaluated at the last one's size.
@@ -161,12 +162,28 @@ def shapes_tokenizer(context_length: int) -> ClipTokenizer:
 class ClipTask:
     """A ``training.loop.Task``: pretrains a CLIP on captioned images of the Shapes world."""
 
-    def __init__(self, experiment: ClipExperiment, devices: Sequence[jax.Device] | None = None) -> None:
-        """Set everything up, for some devices (default: all); nothing is drawn or computed yet."""
+    def __init__(
+        self, experiment: ClipExperiment, init_from: Path | None = None, *, devices: Sequence[jax.Device] | None = None
+    ) -> None:
+        """Set everything up; nothing is drawn or computed yet.
+
+        Args:
+            experiment: What to train, on what, how.
+            init_from: A model folder whose CLIP to go on with, instead of random weights. Its decoders are kept.
+            devices: Train on these (default: all).
+
+        Raises:
+            InputError: The folder cannot be used, or its CLIP is not the experiment's.
+        """
         self._experiment = experiment
         self._tokenizer = shapes_tokenizer(experiment.text.context_length)
         text = dataclasses.replace(experiment.text, vocab_size=self._tokenizer.vocab_size)
         self._config = ClipVisConfig(experiment.backbone, text, experiment.pixel_decoder, experiment.query_decoder)
+        self._folder: ModelFolder | None = None
+        if init_from is not None:
+            self._folder = load_model(init_from)
+            _check_clip(self._folder, init_from, self._config, self._tokenizer)
+            self._config = self._folder.config
         self._model = ClipVis(self._config)
         self._mesh = make_mesh(devices=devices)
         self._optimizer = make_clip_optimizer(experiment.optimizer)
@@ -185,17 +202,20 @@ class ClipTask:
         self._name_regions = jax.jit(functools.partial(_name_regions, self._model))
         self.num_steps = experiment.optimizer.num_steps
         self.batch_size = experiment.data.batch_size
-        self.beginning = "random weights"
+        self.beginning = "random weights" if init_from is None else f"the CLIP of {init_from}"
 
     def notes(self) -> dict[str, Any]:
         """Return what a run depends on besides its settings."""
         world = [WORLD_VERSION, dataclasses.asdict(self._experiment.data.shapes)]
         digest = hashlib.sha256(json.dumps(world, sort_keys=True).encode()).hexdigest()
-        return {"dataset": {"name": "shapes_captions", "digest": digest}, "tokenizer": self._tokenizer.identity}
+        notes = {"dataset": {"name": "shapes_captions", "digest": digest}, "tokenizer": self._tokenizer.identity}
+        return notes if self._folder is None else notes | {"clip_sha256": hash_variables(self._folder.clip_vars)}
 
     def init_state(self) -> TrainState:
         """Return the state before the first step."""
-        return init_clip_state(self._model, self._optimizer, self._mesh, self._experiment.seed)
+        clip_vars = None if self._folder is None else self._folder.clip_vars
+        seed = self._experiment.seed
+        return init_clip_state(self._model, self._optimizer, self._mesh, seed=seed, clip_vars=clip_vars)
 
     def abstract_state(self) -> TrainState:
         """Return shapes, types and shardings of the state."""
@@ -286,10 +306,15 @@ class ClipTask:
         return np.concatenate(sides, axis=1)
 
     def export(self, state: TrainState, folder: Path, source: Mapping[str, Any]) -> None:
-        """Write a model folder: the CLIP, and decoders with random weights."""
-        params = jax.jit(self._model.init_decoders)(jax.random.key(self._experiment.seed))
+        """Write a model folder: the CLIP, and the decoders it began with, or random ones."""
+        source = dict(source)
+        if self._folder is None:
+            params = jax.jit(self._model.init_decoders)(jax.random.key(self._experiment.seed))
+        else:
+            params = self._folder.params
+            source["init_from"] = self._folder.source
         clip_vars = jax.device_get(state.params)
-        save_model(folder, self._config, clip_vars, params, self._tokenizer, source=dict(source), overwrite=True)
+        save_model(folder, self._config, clip_vars, params, self._tokenizer, source=source, overwrite=True)
 
     def _classify(self, params: Variables) -> TextClassifier:
         """Encode the names of all classes."""
@@ -299,6 +324,19 @@ class ClipTask:
             encode_tokens=lambda tokens: self._encode_text(params, tokens),
             weights_hash="",
         )
+
+
+def _check_clip(folder: ModelFolder, path: Path, config: ClipVisConfig, tokenizer: ClipTokenizer) -> None:
+    """Make sure that a folder's CLIP is of a configuration's sizes and reads its words.
+
+    Raises:
+        InputError: It is another CLIP.
+    """
+    sizes, expected = (folder.config.backbone, folder.config.text), (config.backbone, config.text)
+    if sizes != expected:
+        raise InputError(f"{path}: its CLIP ({sizes}) has other sizes than that of the configuration ({expected})")
+    if folder.tokenizer.identity != tokenizer.identity:
+        raise InputError(f"{path}: its tokenizer is not that of the Shapes world; give a CLIP that was trained on it")
 
 
 def _name_regions(

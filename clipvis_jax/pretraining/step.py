@@ -133,26 +133,48 @@ def _is_matrix(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def init_clip_state(model: ClipVis, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
-    """Make the state of step 0, with a copy on every device; ``params`` is the whole CLIP."""
-    return jax.jit(lambda: _make_state(model, optimizer, seed), out_shardings=replicated(mesh))()
+def init_clip_state(
+    model: ClipVis,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    clip_vars: Variables | None = None,
+) -> TrainState:
+    """Make the state of step 0, with a copy on every device; its ``params`` are the whole CLIP.
+
+    Args:
+        model: The model.
+        optimizer: The optimiser, see ``make_clip_optimizer``.
+        mesh: The devices.
+        seed: Seeds the initial CLIP and every draw of the training.
+        clip_vars: CLIP to start from, instead of a random one.
+    """
+
+    def make(clip_vars: Variables | None) -> TrainState:
+        return _make_state(optimizer, seed, _init_clip(model, seed) if clip_vars is None else clip_vars)
+
+    return jax.jit(make, out_shardings=replicated(mesh))(clip_vars)
 
 
 def abstract_clip_state(model: ClipVis, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Return shapes, types and places of a state, without computing it."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
-        jax.eval_shape(lambda: _make_state(model, optimizer, 0)),
+        jax.eval_shape(lambda: _make_state(optimizer, 0, _init_clip(model, 0))),
     )
 
 
-def _make_state(model: ClipVis, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    params = jax.tree_util.tree_map_with_path(_calm, model.init_clip(jax.random.key(seed)))
+def _init_clip(model: ClipVis, seed: int) -> Variables:
+    return jax.tree_util.tree_map_with_path(_calm, model.init_clip(jax.random.key(seed)))
+
+
+def _make_state(optimizer: optax.GradientTransformation, seed: int, clip_vars: Variables) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
-        params=params,
-        opt_state=optimizer.init(params),
+        params=clip_vars,
+        opt_state=optimizer.init(clip_vars),
     )
 
 
