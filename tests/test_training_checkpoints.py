@@ -151,12 +151,6 @@ def files_of(folder):
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-@pytest.fixture(autouse=True)
-def _hushed_libraries(monkeypatch):
-    """Tensorstore's threads may outlive an error, and complain that nobody waits for them any more."""
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
-
-
 @pytest.mark.parametrize("number", range(10))
 def test_damage_is_noticed(tmp_path, number):
     """Whichever file is damaged: either it does not matter, or the checkpoint before is taken, with a warning."""

@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import itertools
 import json
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,7 @@ class TrainingCheckpoints:
             if not is_read_only and jax.process_index() == 0:
                 for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
                     warnings.warn(f"{path}: was not written to its end; it is removed", stacklevel=2)
+                    shutil.rmtree(path)  # orbax would in a thread, which may outlive this object
             self._scores = _read_scores(self.folder / _SCORES)
             kept = [policies.LatestN(keep_last), _Best(keep_best, self._scores)]
             self._checkpointer = ocp.training.Checkpointer(
@@ -85,7 +87,6 @@ class TrainingCheckpoints:
                 # The training loop decides; whatever it hands in is saved.
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.AnyPreservationPolicy(kept),
-                cleanup_tmp_directories=not is_read_only,
             )
         except OSError as error:
             raise output_error(folder, error) from error
