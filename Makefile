@@ -7,7 +7,7 @@ DEMO := build/demo
 # Compiling, which tests mostly do, keeps one core busy. A test file needs up to 7 GB.
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-fast lint format bench ablation experiment bundle clean
+.PHONY: demo test test-fast lint format bench ablation small-model experiment bundle clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -54,28 +54,29 @@ DOCUMENT ?= build/experiments.md
 ablation: $(VENV)/.run
 	$(BIN)/python -m bench.experiments --document $(DOCUMENT) $(MODELS)
 
-# The whole experiment from nothing: one CLIP, decoders of three seeds, their scores. Stopped, it goes on where it was.
+# A model of the Shapes world from nothing. Stopped, it goes on where it was, as all trainings do.
+SEED := 0
+TRAIN = $(BIN)/python train.py configs/shapes_
+small-model: $(VENV)/.run
+	$(TRAIN)clip.py --workdir runs/shapes_clip
+	$(TRAIN)clipvis.py --seed $(SEED) --clip runs/shapes_clip/model --workdir runs/shapes_clipvis_$(SEED)
+	$(TRAIN)finetune.py --seed $(SEED) --init-from runs/shapes_clipvis_$(SEED)/model --workdir runs/shapes_finetune_$(SEED)
+	$(TRAIN)clip_more.py --init-from runs/shapes_finetune_$(SEED)/model --workdir runs/shapes_clip_more_$(SEED)
+	$(TRAIN)settle.py --seed $(SEED) --init-from runs/shapes_clip_more_$(SEED)/model --workdir runs/shapes_settle_$(SEED)
+
+# The whole experiment from nothing: models with decoders of three seeds, their scores.
 SEEDS := 0 1 2
 experiment: $(VENV)/.run
-	$(BIN)/python train.py configs/shapes_clip.py --workdir runs/shapes_clip
-	set -e; for seed in $(SEEDS); do \
-	  $(BIN)/python train.py configs/shapes_clipvis.py --seed $$seed --clip runs/shapes_clip/model \
-	    --workdir runs/shapes_clipvis_$$seed; \
-	  $(BIN)/python train.py configs/shapes_finetune.py --seed $$seed \
-	    --init-from runs/shapes_clipvis_$$seed/model --workdir runs/shapes_finetune_$$seed; done
-	$(MAKE) ablation MODELS="$(SEEDS:%=runs/shapes_finetune_%/model)"
+	set -e; for seed in $(SEEDS); do $(MAKE) small-model SEED=$$seed; done
+	$(MAKE) ablation MODELS="$(SEEDS:%=runs/shapes_settle_%/model)"
 
 # Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip.
 BUNDLE := clipvis_jax/bundled
 # A test video with objects of all three parts, picked by hand.
 CLIP := 34
-bundle: $(VENV)/.run
-	$(BIN)/python train.py configs/shapes_clip.py --workdir runs/shapes_clip
-	$(BIN)/python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis
-	$(BIN)/python train.py configs/shapes_finetune.py --init-from runs/shapes_clipvis/model \
-	  --workdir runs/shapes_finetune
+bundle: small-model
 	rm -rf $(BUNDLE)/model $(BUNDLE)/clip
-	cp -r runs/shapes_finetune/model $(BUNDLE)/model
+	cp -r runs/shapes_settle_$(SEED)/model $(BUNDLE)/model
 	$(BIN)/clipvis shapes --split test --first $(CLIP) --count 1 --size 480 --out $(BUNDLE)/clip
 	cd $(BUNDLE) && find clip model -type f | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
 

@@ -6,7 +6,7 @@ Command:
     python train.py configs/shapes_finetune.py --init-from runs/shapes_clipvis/model --workdir runs/shapes_finetune
     python train.py configs/shapes_clip_more.py --init-from runs/shapes_finetune/model --workdir runs/shapes_clip_more
     python train.py configs/shapes_settle.py --init-from runs/shapes_clip_more/model --workdir runs/shapes_settle
-Cost: 1,700 steps of 8 images at 320x320, about 45 minutes (without AVX-512).
+Cost: 2,000 steps of 8 images at 320x320, about 55 minutes (without AVX-512).
 Hardware: 2 CPU cores.
 """
 
@@ -19,6 +19,6 @@ _finetune = load_config(Path(__file__).with_name("shapes_finetune.py"))
 config = dataclasses.replace(
     _finetune,
     optimizer=dataclasses.replace(
-        _finetune.optimizer, num_steps=1700, drop_steps=(550, 730, 910, 1090, 1275, 1430, 1580)
+        _finetune.optimizer, num_steps=2000, drop_steps=(650, 860, 1070, 1280, 1490, 1680, 1860)
     ),
 )

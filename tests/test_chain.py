@@ -28,14 +28,19 @@ DECODERS = """
     --pixel-decoder.ffn-dim 32 --query-decoder.num-queries 8 --query-decoder.num-layers 1 --query-decoder.dim 32
     --query-decoder.mask-dim 32 --query-decoder.num-heads 2 --query-decoder.ffn-dim 32
 """
-CLIP = """
+CLIP_SIZES = """
     --backbone.depths 1 1 1 1 --backbone.width 4 --backbone.embed-dim 16 --backbone.pool-grid 2 --backbone.head-dim 16
     --text.width 16 --text.num-heads 2 --text.num-layers 1 --text.embed-dim 16
     --data.size 64 --data.batch-size 8 --data.num-images 8 --data.num-workers 0
+    --loop.log-every 1 --loop.evaluate-every 0
+"""
+CLIP = f"""
+    {CLIP_SIZES} --optimizer.learning-rate 5e-3 --optimizer.num-steps 16 --optimizer.warmup-steps 2
     --stages.0.size 32 --stages.0.share 0.25 --stages.1.size 32 --stages.1.share 0.25 --stages.2.size 64
     --stages.2.share 0.5
-    --optimizer.learning-rate 5e-3 --optimizer.num-steps 16 --optimizer.warmup-steps 2
-    --loop.log-every 1 --loop.evaluate-every 0
+"""
+MORE_CLIP = f"""
+    {CLIP_SIZES} --optimizer.num-steps 4 --optimizer.warmup-steps 1 --optimizer.decay-share 0.5 --stages.0.size 64
 """
 CLIPVIS = """
     --data.batch-size 8 --data.image-size 64 64 --data.num-workers 0 --step.losses.num-points 64
@@ -44,7 +49,7 @@ CLIPVIS = """
 """
 MORE_QUERIES = DECODERS.replace("--query-decoder.num-queries 8", "--query-decoder.num-queries 10")
 WHOLE_IMAGES_FROM = 8
-RUNS = ("clip", "clipvis", "finetune")
+RUNS = ("clip", "clipvis", "finetune", "clip_more", "settle")
 
 
 @pytest.fixture(autouse=True)
@@ -79,13 +84,18 @@ def clipvis(cache, *arguments):
 
 
 def train_all(cache, images, folder):
-    """Train CLIP, decoders under it, and these once more; returns the folder with the three runs."""
-    clip, decoders, finetune = (folder / name for name in RUNS)
-    clipvis(cache, "train", CONFIGS / "shapes_clip.py", "--workdir", clip, *f"{CLIP} {DECODERS}".split())
-    begins = ["--clip", clip / "model", "--workdir", decoders, "--dataset", images]
-    clipvis(cache, "train", CONFIGS / "shapes_clipvis.py", *begins, *f"{CLIPVIS} {DECODERS}".split())
-    begins = ["--init-from", decoders / "model", "--workdir", finetune, "--dataset", images]
-    clipvis(cache, "train", CONFIGS / "shapes_finetune.py", *begins, *f"{CLIPVIS} {MORE_QUERIES}".split())
+    """Train CLIP, decoders under it, these once more, CLIP once more, and the decoders under that."""
+
+    def train(name, options, *begins):
+        arguments = ["--workdir", folder / name, *begins, *options.split()]
+        clipvis(cache, "train", CONFIGS / f"shapes_{name}.py", *arguments)
+        return folder / name / "model"
+
+    clip = train("clip", f"{CLIP} {DECODERS}")
+    decoders = train("clipvis", f"{CLIPVIS} {DECODERS}", "--clip", clip, "--dataset", images)
+    finetuned = train("finetune", f"{CLIPVIS} {MORE_QUERIES}", "--init-from", decoders, "--dataset", images)
+    more_clip = train("clip_more", MORE_CLIP, "--init-from", finetuned)
+    train("settle", f"{CLIPVIS} {MORE_QUERIES}", "--init-from", more_clip, "--dataset", images)
     return folder
 
 
@@ -96,7 +106,7 @@ def trained(cache, images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return trained / "finetune" / "model"
+    return trained / "settle" / "model"
 
 
 def losses_of(workdir):
@@ -122,14 +132,25 @@ def test_losses_go_down(trained):
 @pytest.mark.slow
 def test_decoders_learn_under_a_frozen_clip(trained, model):
     """The model folder holds the CLIP that was pretrained, rounded to what it is stored in, and says whence it came."""
-    clip, whole = load_model(trained / "clip" / "model"), load_model(model)
+    clip, whole = load_model(trained / "clip_more" / "model"), load_model(model)
     stored = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), clip.clip_vars)
     assert_same_bits(whole.clip_vars, stored)
     assert_same_bits(whole.params, jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), whole.params))
     assert whole.tokenizer.identity == clip.tokenizer.identity
-    assert whole.source["config_file"] == "shapes_finetune.py"
-    assert whole.source["init_from"]["config_file"] == "shapes_clipvis.py"
-    assert whole.source["init_from"]["clip"]["config_file"] == "shapes_clip.py"
+    stages = []
+    source = whole.source
+    while source:
+        stages.append(source["config_file"])
+        source = source.get("init_from") or source.get("clip")
+    assert stages == [f"shapes_{name}.py" for name in reversed(RUNS)]
+
+
+@pytest.mark.slow
+def test_decoders_stay_while_clip_learns(trained):
+    before, after = (load_model(trained / name / "model") for name in ("finetune", "clip_more"))
+    assert_same_bits(after.params, before.params)
+    kernels = [model.clip_vars["trunk"]["stem_conv1"]["kernel"] for model in (before, after)]
+    assert np.all(kernels[0] != kernels[1])
 
 
 @pytest.mark.slow
