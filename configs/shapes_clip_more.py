@@ -13,12 +13,14 @@ from pathlib import Path
 
 from clipvis_jax.config import load_config
 from clipvis_jax.pretraining.clip_task import Stage
-from clipvis_jax.pretraining.step import ClipOptimizerConfig
+from clipvis_jax.pretraining.step import ClipLossConfig, ClipOptimizerConfig
 from clipvis_jax.training.loop import LoopConfig
 
 config = dataclasses.replace(
     load_config(Path(__file__).with_name("shapes_clip.py")),
     stages=(Stage(320),),
-    optimizer=ClipOptimizerConfig(learning_rate=7e-4, num_steps=1000, warmup_steps=50, decay_share=0.9),
-    loop=LoopConfig(log_every=20, checkpoint_every=250, evaluate_every=0),
+    # What is left to learn are outlines, and few batches show one colour and pattern in several shapes.
+    losses=ClipLossConfig(all_names=True),
+    optimizer=ClipOptimizerConfig(learning_rate=1e-3, num_steps=2400, warmup_steps=50, decay_share=0.9),
+    loop=LoopConfig(log_every=20, checkpoint_every=400, evaluate_every=800),
 )

@@ -18,7 +18,7 @@ from clipvis_jax.commands.train import TrainOptions, open_task
 from clipvis_jax.data.captioned import CaptionedDataConfig, CaptionedIterator
 from clipvis_jax.data.records import Category, Instance, VideoRecord
 from clipvis_jax.data.shapes.captions import caption_words
-from clipvis_jax.data.shapes.classes import class_names
+from clipvis_jax.data.shapes.classes import CLASSES, class_names
 from clipvis_jax.errors import InputError
 from clipvis_jax.models.clip_convnext import ConvNextConfig
 from clipvis_jax.models.clip_resnet import FrozenBatchNorm, ResNetConfig
@@ -35,6 +35,7 @@ from clipvis_jax.pretraining.clip_task import (
     ClipTask,
     Stage,
     ZeroShotConfig,
+    names_in_captions,
     shapes_tokenizer,
     tokenize,
 )
@@ -77,28 +78,34 @@ def one_device_task(experiment):
 # --- the loss
 
 
-def plain_loss(visual, text, scale, names, valid):
+def plain_loss(visual, text, scale, names, valid, *, more_text=(), more_names=()):
     """Compute the loss pair by pair."""
-    unit = [[v / np.linalg.norm(v) for v in side] for side in (visual, text)]
-    places = [i for i in range(len(names)) if valid[i]]
+    unit = [[v / np.linalg.norm(v) for v in side] for side in (visual, [*text, *more_text])]
+    names = [*names, *more_names]
+    pairs = [i for i in range(len(visual)) if valid[i]]
+    texts = pairs + list(range(len(visual), len(names)))
     total = 0.0
-    for ours, theirs in (unit, unit[::-1]):
-        for i in places:
+    for ours, theirs, places in (*unit, texts), (*unit[::-1], pairs):
+        for i in pairs:
             exponents = {j: np.exp(scale * float(ours[i] @ theirs[j])) for j in places}
             right = [j for j in places if names[j] == names[i]]
             total -= np.mean([np.log(exponents[j] / sum(exponents.values())) for j in right])
-    return total / (2 * len(places))
+    return total / (2 * len(pairs))
 
 
 @pytest.mark.parametrize("names", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 0]])
-def test_loss_equals_the_plain_sum(names):
+@pytest.mark.parametrize("more_names", [None, [5, 6], [5, 0, 3]], ids=["pairs", "other texts", "right texts"])
+def test_loss_equals_the_plain_sum(names, more_names):
     rng = np.random.default_rng(1)
     visual, text = rng.normal(size=(2, 5, 7)).astype(np.float32)
     valid = np.array([True, True, True, False, True])
-    loss, _ = contrastive_loss(
-        jnp.asarray(visual), jnp.asarray(text), jnp.float32(5), jnp.asarray(names), jnp.asarray(valid)
-    )
-    assert float(loss) == pytest.approx(plain_loss(visual, text, 5.0, names, valid), rel=1e-5)
+    more = {}
+    if more_names is not None:
+        more_text = rng.normal(size=(len(more_names), 7)).astype(np.float32)
+        more = {"more_text": jnp.asarray(more_text), "more_names": jnp.asarray(more_names)}
+    pairs = visual, text, np.float32(5), np.array(names), valid
+    loss, _ = contrastive_loss(*map(jnp.asarray, pairs), **more)
+    assert float(loss) == pytest.approx(plain_loss(*pairs, **jax.device_get(more)), rel=1e-5)
 
 
 def test_duplicates_are_right_answers_for_each_other():
@@ -175,6 +182,27 @@ def test_all_parameters_learn_and_statistics_do_not(backbone):
         elif backbone is CONVNEXT and not name.endswith("key/bias"):
             assert size > 0, name
     assert dict(names)["logit_scale"] > 0
+
+
+def test_names_of_unseen_classes_are_no_answers():
+    tokenizer = shapes_tokenizer(48)
+    texts = names_in_captions(tokenizer)
+    whole = [list(tokens) for tokens in tokenizer(class_names())]
+    shown = [whole.index([*tokens, *[0] * (48 - len(tokens))]) for tokens in texts.tokens.tolist()]
+    assert {CLASSES[number].part for number in shown} == {"base", "novel"}
+    assert len(set(shown)) == len(set(texts.names.tolist())) == 216 + 90
+
+
+def test_regions_find_their_sentences_among_all_names():
+    experiment = tiny_experiment()
+    batch = first_inputs(one_device_task(experiment), experiment)
+    losses = dataclasses.replace(experiment.losses, all_names=True)
+    task = one_device_task(dataclasses.replace(experiment, losses=losses))
+    _, metrics = task.step(task.init_state(), batch)
+    _, plain = one_device_task(experiment).step(one_device_task(experiment).init_state(), batch)
+    # Nothing is learned yet: the more texts, the less likely is the right one. That of whole images stays as it is.
+    assert metrics.region_loss > plain.region_loss + 0.5
+    assert float(metrics.image_loss) == pytest.approx(float(plain.image_loss), rel=1e-5)
 
 
 def test_batch_norms_normalise_by_the_batch_and_remember_it():

@@ -38,6 +38,7 @@ from clipvis_jax.pretraining.step import (
     ClipLossConfig,
     ClipMetrics,
     ClipOptimizerConfig,
+    LoneTexts,
     abstract_clip_state,
     init_clip_state,
     make_clip_optimizer,
@@ -194,6 +195,7 @@ class ClipTask:
             self._optimizer,
             self._mesh,
             norm_momentum=experiment.norm_momentum,
+            more_texts=names_in_captions(self._tokenizer) if experiment.losses.all_names else None,
         )
         self._upscale = jax.jit(upscale, static_argnums=1, out_shardings=batch_sharding(self._mesh))
         self._compiled: dict[tuple[int, ...], tuple[Any, float]] = {}
@@ -371,6 +373,14 @@ def tokenize(batch: CaptionedBatch, tokenizer: ClipTokenizer) -> CaptionedInputs
         "valid": np.array([[bool(name) for name in row] for row in batch.region_names], bool).reshape(shape),
     }
     return CaptionedInputs(**arrays)
+
+
+def names_in_captions(tokenizer: ClipTokenizer) -> LoneTexts:
+    """Return the names of all classes that captions show."""
+    names = [class_names()[number] for number in classes_of(("base", "novel"))]
+    tokens = tokenizer(names)
+    # What follows the end of a text is not read.
+    return LoneTexts(tokens[:, : int(np.argmax(tokens, axis=1).max()) + 1], _numbers(names))
 
 
 def _numbers(texts: Sequence[str]) -> Int[np.ndarray, " n"]:

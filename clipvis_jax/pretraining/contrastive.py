@@ -13,6 +13,9 @@ def contrastive_loss(
     logit_scale: Float[Array, ""],
     names: Int[Array, " n"],
     valid: Bool[Array, " n"],
+    *,
+    more_text: Float[Array, "k e"] | None = None,
+    more_names: Int[Array, " k"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return CLIP's symmetric cross entropy over all pairs, and how often the closest text is a right one.
 
@@ -23,21 +26,29 @@ def contrastive_loss(
         names: What each pair shows, as a number. Pairs of the same number are all right for each other: the right
             answer is then the uniform distribution over them.
         valid: False for places that hold no pair; they take no part.
+        more_text: Embeddings of texts without a picture, among which pictures must find theirs as well.
+        more_names: What these texts speak of, as in ``names``.
 
     Source: CLIP (arXiv 2103.00020), figure 3, and for several right answers UniCL (arXiv 2204.03610).
     """
-    logits = logit_scale * jnp.matmul(_normalize(visual), _normalize(text).T, precision=jax.lax.Precision.HIGHEST)
-    logits = jnp.where(valid[:, None] & valid[None, :], logits, -1e9)
-    right = (names[:, None] == names[None, :]) & valid[:, None] & valid[None, :]
-    weights = right / jnp.maximum(jnp.sum(right, axis=1, keepdims=True), 1)
+    if more_text is None or more_names is None:
+        more_text, more_names = text[:0], names[:0]
+    texts = jnp.concatenate([text, more_text])
+    text_names = jnp.concatenate([names, more_names])
+    is_text = jnp.concatenate([valid, jnp.ones(len(more_names), bool)])
+    logits = logit_scale * jnp.matmul(_normalize(visual), _normalize(texts).T, precision=jax.lax.Precision.HIGHEST)
+    logits = jnp.where(valid[:, None] & is_text[None, :], logits, -1e9)
+    right = (names[:, None] == text_names[None, :]) & valid[:, None] & is_text[None, :]
     num_pairs = jnp.maximum(jnp.sum(valid), 1)
 
-    def cross_entropy(logits: Float[Array, "n n"]) -> Float[Array, ""]:
-        # `right` is symmetric, so the same weights serve both directions.
+    def cross_entropy(logits: Float[Array, "n m"], right: Bool[Array, "n m"]) -> Float[Array, ""]:
+        weights = right / jnp.maximum(jnp.sum(right, axis=1, keepdims=True), 1)
         return -jnp.sum(weights * jax.nn.log_softmax(logits, axis=1)) / num_pairs
 
     closest = jnp.take_along_axis(right, jnp.argmax(logits, axis=1)[:, None], axis=1)[:, 0]
-    return (cross_entropy(logits) + cross_entropy(logits.T)) / 2, jnp.sum(closest & valid) / num_pairs
+    num = len(names)
+    loss = (cross_entropy(logits, right) + cross_entropy(logits[:, :num].T, right[:, :num].T)) / 2
+    return loss, jnp.sum(closest & valid) / num_pairs
 
 
 def box_masks(boxes: Float[Array, "b n 4"], size: tuple[int, int]) -> Bool[Array, "b n h w"]:

@@ -5,11 +5,12 @@ the head that CLIP-VIS later pools masks with, and compared with sentences about
 """
 
 import dataclasses
-from typing import Any, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
@@ -62,11 +63,14 @@ class ClipLossConfig:
         region_weight: Weight of the loss on regions and their captions.
         smallest_box: Regions are pooled over boxes shrunk to a random share of their sides, this at least: dense
             features must name an object by any part of it.
+        all_names: Regions must find their sentences among the names of all classes that captions show as well, and
+            not among the sentences of their batch alone.
         max_logit_scale: Upper limit of the temperature's factor.
     """
 
     image_weight: float = 0.5
     region_weight: float = 1.0
+    all_names: bool = False
     smallest_box: float = 0.4
     max_logit_scale: float = 100.0
 
@@ -90,6 +94,13 @@ class CaptionedInputs:
     region_tokens: Int[Array, "b n n2"]
     region_names: Int[Array, "b n"]
     valid: Bool[Array, "b n"]
+
+
+class LoneTexts(NamedTuple):
+    """Texts that belong to no picture, and numbers that are equal where texts say the same."""
+
+    tokens: Int[np.ndarray, "k n"]
+    names: Int[np.ndarray, " k"]
 
 
 @no_type_check  # of the fields at run time, which fails where JAX's tree functions put placeholders into them
@@ -195,17 +206,18 @@ def make_clip_step(
     mesh: Mesh,
     *,
     norm_momentum: float,
+    more_texts: LoneTexts | None = None,
 ) -> jax.stages.Wrapped:
     """Return the jitted step ``(state, batch) -> (state, metrics)`` for a mesh.
 
     The batch is cut up over the devices; negatives come from all of it. The given state is used up. A step whose loss
-    or gradient is not finite changes no parameter.
+    or gradient is not finite changes no parameter. ``more_texts`` are what regions are compared with besides.
     """
 
     def step(state: TrainState, batch: CaptionedInputs) -> tuple[TrainState, ClipMetrics]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         (total, (metrics, statistics)), gradients = jax.value_and_grad(clip_loss, argnums=1, has_aux=True)(
-            model, state.params, batch, losses, key
+            model, state.params, batch, losses, key, more_texts=more_texts
         )
         gradient_norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -232,6 +244,8 @@ def clip_loss(
     batch: CaptionedInputs,
     losses: ClipLossConfig,
     key: PRNGKeyArray,
+    *,
+    more_texts: LoneTexts | None = None,
 ) -> tuple[Float[Array, ""], tuple[ClipMetrics, Variables]]:
     """Return the total loss, its parts, and what the batch norms saw."""
     share = jax.random.uniform(key, batch.valid.shape, minval=losses.smallest_box, maxval=1.0)
@@ -257,6 +271,8 @@ def clip_loss(
             scale,
             flat(batch.region_names),
             flat(batch.valid),
+            more_text=None if more_texts is None else model.encode_text(clip_vars, jnp.asarray(more_texts.tokens)),
+            more_names=None if more_texts is None else jnp.asarray(more_texts.names),
         )
     total = losses.image_weight * image_loss + losses.region_weight * region_loss
     metrics = ClipMetrics(
