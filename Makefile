@@ -59,12 +59,13 @@ SEED := 0
 TRAIN = $(BIN)/python train.py configs/shapes_
 small-model: $(VENV)/.run
 	$(TRAIN)clip.py --workdir runs/shapes_clip
+	$(TRAIN)clip_more.py --init-from runs/shapes_clip/model --workdir runs/shapes_clip_more
 	$(TRAIN)clipvis.py --seed $(SEED) --clip runs/shapes_clip/model --workdir runs/shapes_clipvis_$(SEED)
 	$(TRAIN)finetune.py --seed $(SEED) --init-from runs/shapes_clipvis_$(SEED)/model --workdir runs/shapes_finetune_$(SEED)
-	$(TRAIN)clip_more.py --init-from runs/shapes_finetune_$(SEED)/model --workdir runs/shapes_clip_more_$(SEED)
-	$(TRAIN)settle.py --seed $(SEED) --init-from runs/shapes_clip_more_$(SEED)/model --workdir runs/shapes_settle_$(SEED)
+	$(TRAIN)settle.py --seed $(SEED) --init-from runs/shapes_finetune_$(SEED)/model --clip runs/shapes_clip_more/model \
+	  --workdir runs/shapes_settle_$(SEED)
 
-# The whole experiment from nothing: models with decoders of three seeds, their scores.
+# The whole experiment from nothing: one CLIP, decoders of three seeds, their scores.
 SEEDS := 0 1 2
 experiment: $(VENV)/.run
 	set -e; for seed in $(SEEDS); do $(MAKE) small-model SEED=$$seed; done

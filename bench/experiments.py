@@ -217,9 +217,9 @@ def write_conditions(models):
     for model in models:
         found = model.metrics["val"]["model"]
         source = found["source"] or {}
-        # Fine-tuned decoders stand before those that they began with, and these before their CLIP.
+        # Decoders that were trained on under their CLIP name it where they were begun.
         stage = source
-        while stage.get("init_from"):
+        while "clip" not in stage and "init_from" in stage:
             stage = stage["init_from"]
         seeds = [(part.get("config") or {}).get("seed", "-") for part in (source, stage.get("clip") or {})]
         rows.append(

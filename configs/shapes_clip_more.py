@@ -1,10 +1,12 @@
-"""The small CLIP trained on, on whole images alone.
+"""The CLIP of configs/shapes_clip.py trained on, on whole images alone.
 
-The decoders of the model stay as they are; configs/shapes_settle.py makes them fit again.
+Regions are told from the names of all classes that captions show, and not only from the sentences of their batch:
+what is left to learn are outlines, and few batches show one colour and pattern in several shapes.
 
 Command:
-    python train.py configs/shapes_clip_more.py --init-from runs/shapes_finetune/model --workdir runs/shapes_clip_more
-Cost: 1,000 steps of 32 images at 320x320, about 45 minutes (without AVX-512).
+    python train.py configs/shapes_clip.py --workdir runs/shapes_clip
+    python train.py configs/shapes_clip_more.py --init-from runs/shapes_clip/model --workdir runs/shapes_clip_more
+Cost: 2,400 steps of 32 images at 320x320, about 40 minutes.
 Hardware: 2 CPU cores.
 """
 
@@ -19,7 +21,6 @@ from clipvis_jax.training.loop import LoopConfig
 config = dataclasses.replace(
     load_config(Path(__file__).with_name("shapes_clip.py")),
     stages=(Stage(320),),
-    # What is left to learn are outlines, and few batches show one colour and pattern in several shapes.
     losses=ClipLossConfig(all_names=True),
     optimizer=ClipOptimizerConfig(learning_rate=1e-3, num_steps=2400, warmup_steps=50, decay_share=0.9),
     loop=LoopConfig(log_every=20, checkpoint_every=400, evaluate_every=800),

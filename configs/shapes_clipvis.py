@@ -1,6 +1,6 @@
 """Small decoders on base classes of the Shapes world, under the CLIP of configs/shapes_clip.py.
 
-The first half of the bundled model's training; the second is configs/shapes_finetune.py.
+The first part of the bundled model's training, before configs/shapes_finetune.py and configs/shapes_settle.py.
 
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip

@@ -1,4 +1,4 @@
-"""Fine-tuning of the decoders of configs/shapes_clipvis.py: the bundled model.
+"""Fine-tuning of the decoders of configs/shapes_clipvis.py.
 
 Images keep the size that the videos have when they are segmented, and ten queries are added to the ten that there are.
 

@@ -22,7 +22,7 @@ from small_videos import write_videos
 from tiny import tiny_model_folder
 
 import clipvis_jax
-from clipvis_jax.checkpoints import load_model
+from clipvis_jax.checkpoints import load_model, save_model
 from clipvis_jax.cli import main
 from clipvis_jax.commands.train import parse_train
 from clipvis_jax.config import load_config
@@ -240,7 +240,7 @@ def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip,
     assert read_log(tmp_path)[-1].keys() >= {"evaluation/AP"}
     # One process alone restores the checkpoint.
     model = load_model(tmp_path / "model")
-    task = ClipVisTask(load_config(config), clip, init_decoders=True)
+    task = ClipVisTask(load_config(config), clip=clip)
     with TrainingCheckpoints(tmp_path / "checkpoints", is_read_only=True) as checkpoints:
         restored = checkpoints.restore(task.abstract_state())
     assert restored.step == 20
@@ -280,11 +280,32 @@ def test_fine_tuning_starts_from_a_models_decoders(cache, config, clip, tmp_path
     assert_same_bits(model.clip_vars, before.clip_vars)
 
 
+def test_decoders_of_one_model_under_the_clip_of_another(config, clip, tmp_path):
+    ours = load_model(clip)
+    others = jax.tree.map(lambda x: 2 * x, (ours.clip_vars, ours.params))
+    save_model(tmp_path / "other", ours.config, *others, ours.tokenizer, source={"from": "elsewhere"})
+    task = ClipVisTask(load_config(config), clip=tmp_path / "other", init_from=clip)
+    assert task.beginning == f"the decoders of {clip} and the CLIP of {tmp_path / 'other'}"
+    task.export(task.init_state(), tmp_path / "model", {})
+    model = load_model(tmp_path / "model")
+    assert_same_bits((model.clip_vars, model.params), (others[0], ours.params))
+    assert model.source == {"clip": {"from": "elsewhere"}, "init_from": ours.source}
+
+
+def test_decoders_do_not_fit_under_a_clip_of_other_sizes(config, clip, tmp_path, capsys):
+    other = tiny_model_folder(tmp_path / "other", "convnext")
+    command = ["train", config, "--workdir", tmp_path / "run", "--clip", other, "--init-from", clip]
+    assert main([str(word) for word in command]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"clipvis: error: {other}: its CLIP (ConvNextConfig(")
+    assert f"has other sizes than that of {clip} (ResNetConfig(" in error
+
+
 def test_queries_are_added_behind_a_models_own(config, clip):
     experiment = load_config(config)
     num_queries = experiment.query_decoder.num_queries
     more = dataclasses.replace(experiment.query_decoder, num_queries=num_queries + 2)
-    task = ClipVisTask(dataclasses.replace(experiment, query_decoder=more), clip, init_decoders=False)
+    task = ClipVisTask(dataclasses.replace(experiment, query_decoder=more), init_from=clip)
     params = jax.device_get(task.init_state().params)
     for name in ("query_feature", "query_position"):
         table = params["query_decoder"][name]
@@ -364,8 +385,8 @@ def test_wrong_values(config, capsys, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give either --clip"),
-        (["--clip", "a", "--init-from", "b"], "give either --clip"),
+        ([], "give --clip, for new decoders, or --init-from"),
+        (["--clip", "CLIP", "--init-from", "missing"], "missing: no such folder"),
         (["--clip", "missing"], "missing: no such folder"),
         (["--clip", "CLIP", "--dataset", "lvis_trian"], "closest names are lvis_train"),
         (["--clip", "CLIP", "--dataset", "lvis_train"], "--data-root"),

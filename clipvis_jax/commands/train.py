@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options")
 
-USAGE = """usage: train.py CONFIG --workdir DIR (--clip DIR | --init-from DIR) [--data-root DIR] [OPTIONS]
+USAGE = """usage: train.py CONFIG --workdir DIR [--clip DIR] [--init-from DIR] [--data-root DIR] [OPTIONS]
        train.py configs/shapes_clip.py --workdir DIR [--init-from DIR] [OPTIONS]     (pretrains a CLIP)
 
 CONFIG is a file such as configs/lvis_r50.py; 'train.py CONFIG --help' lists the options, with every setting of the
@@ -35,13 +35,14 @@ class TrainOptions:
 
     A run that was stopped, by Ctrl-C, SIGTERM or a power cut, goes on where it was: give the same command again. Where
     it begins, the first that applies: (1) the newest whole checkpoint in --workdir; (2) that of --resume; (3) the
-    decoders of --init-from; (4) random decoders, with the CLIP of --clip.
+    decoders of --init-from, with its own CLIP or that of --clip; (4) random decoders, with the CLIP of --clip.
     """
 
     workdir: Annotated[Path, arg(metavar="DIR")]
     """Folder of the run: checkpoints, log.jsonl, tensorboard, pictures, evaluation, and model at the end."""
     clip: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Model folder whose CLIP is used, under new decoders; 'clipvis convert --clip' makes one."""
+    """Model folder whose CLIP is used, under new decoders or those of --init-from; 'clipvis convert --clip' makes
+    one."""
     init_from: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Model folder to start from, decoders included (fine-tuning); --query-decoder.num-queries may be larger than its
     own, and the queries that are added begin random. The pretraining of CLIP goes on with its CLIP, and leaves its
@@ -118,11 +119,7 @@ def open_task(experiment: "Experiment", options: TrainOptions) -> "ClipVisTask |
                 "--init-from"
             )
         return ClipTask(experiment, options.init_from)
-    if (options.clip is None) == (options.init_from is None):
-        raise InputError("give either --clip, for new decoders, or --init-from, to go on with a model's decoders")
-    folder = options.clip or options.init_from
-    assert folder is not None
-    return ClipVisTask(experiment, folder, init_decoders=options.clip is not None, data_root=options.data_root)
+    return ClipVisTask(experiment, clip=options.clip, init_from=options.init_from, data_root=options.data_root)
 
 
 def parse_train(argv: Sequence[str]) -> Train:

@@ -105,30 +105,35 @@ class ClipVisExperiment:
 
 
 class ClipVisTask:
-    """A ``training.loop.Task``: trains the decoders of a model folder, or new ones under its CLIP."""
+    """A ``training.loop.Task``: trains decoders, new ones or those of a model folder, under a frozen CLIP."""
 
     def __init__(
-        self, experiment: ClipVisExperiment, folder: Path, *, init_decoders: bool, data_root: Path | None = None
+        self,
+        experiment: ClipVisExperiment,
+        *,
+        clip: Path | None = None,
+        init_from: Path | None = None,
+        data_root: Path | None = None,
     ) -> None:
-        """Open the model folder and the data.
+        """Open the model folders and the data.
 
         Args:
             experiment: What to train, on what, how.
-            folder: A model folder, of which the CLIP is used.
-            init_decoders: Begin with random decoders instead of the folder's.
+            clip: A model folder whose CLIP is used; None: that of ``init_from``.
+            init_from: A model folder whose decoders to begin with; None: random ones.
             data_root: Folder of all data sets, for data sets given by name.
 
         Raises:
-            InputError: The folder or the data cannot be used, or the folder's sizes are not the experiment's.
+            InputError: Neither folder is given, one or the data cannot be used, or sizes are not the experiment's.
         """
         self._experiment = experiment
         self._data_root = data_root
-        self._folder = _fit_folder(load_model(folder), folder, experiment, init_decoders)
+        self._folder, self._sources = _open_folders(experiment, clip, init_from)
         self._model = ClipVis(self._folder.config)
         self._mesh = make_mesh(experiment.fsdp)
         self._optimizer = make_optimizer(experiment.optimizer)
         self._learning_rate = make_schedule(experiment.optimizer)
-        self._params = None if init_decoders else self._folder.params
+        self._params = None if init_from is None else self._folder.params
         self._trunk = jax.device_put({"trunk": self._folder.clip_vars["trunk"]}, replicated(self._mesh))
         self._step = make_train_step(self._model, experiment.step, self._optimizer, self._mesh)
         self._compiled: Any = None
@@ -142,8 +147,8 @@ class ClipVisTask:
             self._open_evaluation_dataset()
         self.num_steps = experiment.optimizer.num_steps
         self.batch_size = experiment.data.batch_size
-        self._taken_from = "clip" if init_decoders else "init_from"
-        self.beginning = f"random decoders and the CLIP of {folder}" if init_decoders else f"the decoders of {folder}"
+        decoders = "random decoders" if init_from is None else f"the decoders of {init_from}"
+        self.beginning = decoders if clip is None else f"{decoders} and the CLIP of {clip}"
 
     def notes(self) -> dict[str, Any]:
         """Return what a run depends on besides its settings."""
@@ -266,7 +271,7 @@ class ClipVisTask:
             self._folder.clip_vars,
             self._fetch(state.params),
             self._folder.tokenizer,
-            source={**source, self._taken_from: self._folder.source},
+            source={**source, **self._sources},
             storage=self._experiment.storage,
             overwrite=True,
         )
@@ -295,12 +300,22 @@ class ClipVisTask:
         return jax.device_get(params)
 
 
-def _fit_folder(folder: ModelFolder, path: Path, experiment: ClipVisExperiment, init_decoders: bool) -> ModelFolder:
-    """Give a model folder the experiment's sizes.
+def _open_folders(
+    experiment: ClipVisExperiment, clip: Path | None, init_from: Path | None
+) -> tuple[ModelFolder, dict[str, Any]]:
+    """Open what a training begins with: a model of the experiment's sizes, and where its parts come from.
+
+    Without ``init_from`` the decoders are those of ``clip``, of any sizes, and are not to be used.
 
     Raises:
-        InputError: Its CLIP is another one, or its decoders, if they are to be used.
+        InputError: No folder is given, the CLIP is another one than the experiment's, or than the decoders are for,
+            or the decoders have other sizes.
     """
+    path = clip or init_from
+    if path is None:
+        raise InputError("give --clip, for new decoders, or --init-from, to go on with a model's decoders")
+    folder = load_model(path)
+    sources = {} if clip is None else {"clip": folder.source}
     backbone = experiment.backbone
     if backbone is not None and folder.config.backbone != BACKBONES[backbone]:
         raise InputError(
@@ -309,16 +324,23 @@ def _fit_folder(folder: ModelFolder, path: Path, experiment: ClipVisExperiment, 
     config = ClipVisConfig(
         folder.config.backbone, folder.config.text, experiment.pixel_decoder, experiment.query_decoder
     )
-    if init_decoders:
-        return dataclasses.replace(folder, config=config)
-    before, after = folder.config.query_decoder, config.query_decoder
-    grown = dataclasses.replace(before, num_queries=max(before.num_queries, after.num_queries))
-    if (config.pixel_decoder, after) != (folder.config.pixel_decoder, grown):
+    if init_from is None:
+        return dataclasses.replace(folder, config=config), sources
+    decoders = folder if clip is None else load_model(init_from)
+    if decoders.config.backbone != config.backbone:
         raise InputError(
-            f"{path}: its decoders ({before}, {folder.config.pixel_decoder}) have other sizes than those of the "
+            f"{clip}: its CLIP ({config.backbone}) has other sizes than that of {init_from} "
+            f"({decoders.config.backbone}), for which the decoders are"
+        )
+    before, after = decoders.config.query_decoder, config.query_decoder
+    grown = dataclasses.replace(before, num_queries=max(before.num_queries, after.num_queries))
+    if (config.pixel_decoder, after) != (decoders.config.pixel_decoder, grown):
+        raise InputError(
+            f"{init_from}: its decoders ({before}, {decoders.config.pixel_decoder}) have other sizes than those of the "
             f"configuration ({after}, {config.pixel_decoder}); of these, only num_queries may be larger"
         )
-    return dataclasses.replace(folder, config=config, params=_add_queries(folder.params, config, experiment.seed))
+    params = _add_queries(decoders.params, config, experiment.seed)
+    return dataclasses.replace(folder, config=config, params=params), {**sources, "init_from": decoders.source}
 
 
 def _add_queries(params: Variables, config: ClipVisConfig, seed: int) -> Variables:
