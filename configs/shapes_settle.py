@@ -9,8 +9,9 @@ Command (all in one: make small-model):
     python train.py configs/shapes_finetune.py --init-from runs/shapes_clipvis/model --workdir runs/shapes_finetune
     python train.py configs/shapes_settle.py --init-from runs/shapes_finetune/model \
         --clip runs/shapes_clip_more/model --workdir runs/shapes_settle
-Cost: 2,800 steps of 8 images at 320x320, about 35 minutes.
+Cost: 2,800 steps of 8 images at 320x320, 37 minutes.
 Hardware: 2 CPU cores.
+Reached: AP 58.8, AP50 74.6 on val; base 58.1, novel 63.2, unseen 54.4 (docs/experiments.md).
 """
 
 import dataclasses
