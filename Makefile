@@ -74,7 +74,7 @@ experiment: $(VENV)/.run
 # Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip.
 BUNDLE := clipvis_jax/bundled
 # A test video with objects of all three parts, picked by hand.
-CLIP := 34
+CLIP := 25
 bundle: small-model
 	rm -rf $(BUNDLE)/model $(BUNDLE)/clip
 	cp -r runs/shapes_settle_$(SEED)/model $(BUNDLE)/model

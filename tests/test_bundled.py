@@ -250,7 +250,7 @@ def test_demo(wide, tmp_path, capsys):
     found, objects, right, second, astray = map(int, summary)
     video = open_dataset(bundled.CLIP)[0]
     assert objects == len(video.instances)
-    assert (found, right) == (4, 4)  # no overlap of a track is nearer to 0.5 than 0.3, no score to 0.4 than 0.015
+    assert (found, right) == (6, 6)  # no overlap of a track is nearer to 0.5 than 0.16, no score to 0.4 than 0.07
     assert printed.splitlines()[-1] == f"wrote {out / 'tracks.json'} and {out / 'overlay.mp4'}"
     assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "tracks.json"]
     tracks = json.loads((out / "tracks.json").read_text())
