@@ -1,8 +1,8 @@
 r"""The bundled model: the decoders of configs/shapes_finetune.py, trained on under the CLIP that was itself trained on.
 
-Ten queries are added to the twenty that there are.
+Ten queries are added to the twenty that there are. make small-model gives all five commands.
 
-Command (all in one: make small-model):
+Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
     python train.py configs/shapes_clip_more.py --init-from runs/shapes_clip/model --workdir runs/shapes_clip_more
     python train.py configs/shapes_clipvis.py --clip runs/shapes_clip/model --workdir runs/shapes_clipvis

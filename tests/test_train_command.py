@@ -451,7 +451,7 @@ def test_configurations_of_the_repository_load(name, capsys):
 def test_commands_in_the_configurations_are_understood(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = TRAIN.parent / "configs" / f"{name}.py"
-    text = ast.get_docstring(ast.parse(path.read_text()))
+    text = ast.get_docstring(ast.parse(path.read_text())).replace("\\\n", " ")
     (command,) = re.findall(rf"python train.py configs/{name}.py (.*)", text)
     assert parse_train([str(path), *command.split()]).options.workdir == Path("runs", name)
     for options in re.findall(r"^TPU: add ([^;]*);", text, re.MULTILINE):
