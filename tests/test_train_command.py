@@ -22,7 +22,7 @@ from small_videos import write_videos
 from tiny import tiny_model_folder
 
 import clipvis_jax
-from clipvis_jax.checkpoints import load_model, save_model
+from clipvis_jax.checkpoints import hash_variables, load_model, save_model
 from clipvis_jax.cli import main
 from clipvis_jax.commands.train import parse_train
 from clipvis_jax.config import load_config
@@ -290,6 +290,9 @@ def test_decoders_of_one_model_under_the_clip_of_another(config, clip, tmp_path)
     model = load_model(tmp_path / "model")
     assert_same_bits((model.clip_vars, model.params), (others[0], ours.params))
     assert model.source == {"clip": {"from": "elsewhere"}, "init_from": ours.source}
+    # A run that was stopped goes on only with the same beginning.
+    assert task.notes()["decoders_sha256"] == hash_variables(ours.params)
+    assert "decoders_sha256" not in ClipVisTask(load_config(config), clip=clip).notes()
 
 
 def test_decoders_do_not_fit_under_a_clip_of_other_sizes(config, clip, tmp_path, capsys):

@@ -195,8 +195,8 @@ def test_resume_from_another_run(tmp_path):
     assert task.batches == [11]
 
 
-def describe(learning_rate, clip="a"):
-    return {"config": {"optimizer": {"learning_rate": learning_rate, "clip": 1}}, "clip_sha256": clip}
+def describe(learning_rate, clip="a", **more):
+    return {"config": {"optimizer": {"learning_rate": learning_rate, "clip": 1}}, "clip_sha256": clip, **more}
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -206,6 +206,8 @@ def test_changed_settings_are_told_and_noted(tmp_path, elsewhere):
     run(ToyTask(), first, stop_after=3, description=describe(1))
     with pytest.raises(InputError, match="first: is a run with another CLIP"):
         run(ToyTask(), second, resume_from=source, description=describe(1, clip="b"))
+    with pytest.raises(InputError, match=r"first: is a run with another model to begin with \(--init-from\); choose"):
+        run(ToyTask(), second, resume_from=source, description=describe(1, decoders_sha256="c"))
     with pytest.warns(UserWarning, match=r"first: .* settings than before: config\.optimizer\.learning_rate$"):
         run(ToyTask(), second, resume_from=source, stop_after=6, description=describe(2))
     # Once changed it stays noted, also by a run that changes nothing more.

@@ -133,7 +133,9 @@ class ClipVisTask:
         self._mesh = make_mesh(experiment.fsdp)
         self._optimizer = make_optimizer(experiment.optimizer)
         self._learning_rate = make_schedule(experiment.optimizer)
-        self._params = None if init_from is None else self._folder.params
+        self._params = None
+        if init_from is not None:
+            self._params = _add_queries(self._folder.params, self._folder.config, experiment.seed)
         self._trunk = jax.device_put({"trunk": self._folder.clip_vars["trunk"]}, replicated(self._mesh))
         self._step = make_train_step(self._model, experiment.step, self._optimizer, self._mesh)
         self._compiled: Any = None
@@ -152,10 +154,11 @@ class ClipVisTask:
 
     def notes(self) -> dict[str, Any]:
         """Return what a run depends on besides its settings."""
-        return {
+        notes = {
             "clip_sha256": hash_variables(self._folder.clip_vars),
             "dataset": {"name": self._dataset.name, "digest": self._dataset.digest},
         }
+        return notes if self._params is None else notes | {"decoders_sha256": hash_variables(self._folder.params)}
 
     def init_state(self) -> TrainState:
         """Return the state before the first step."""
@@ -305,7 +308,8 @@ def _open_folders(
 ) -> tuple[ModelFolder, dict[str, Any]]:
     """Open what a training begins with: a model of the experiment's sizes, and where its parts come from.
 
-    Without ``init_from`` the decoders are those of ``clip``, of any sizes, and are not to be used.
+    The decoders of ``init_from`` may have fewer queries. Without it the decoders are those of ``clip``, of any sizes,
+    and are not to be used.
 
     Raises:
         InputError: No folder is given, the CLIP is another one than the experiment's, or than the decoders are for,
@@ -339,8 +343,8 @@ def _open_folders(
             f"{init_from}: its decoders ({before}, {decoders.config.pixel_decoder}) have other sizes than those of the "
             f"configuration ({after}, {config.pixel_decoder}); of these, only num_queries may be larger"
         )
-    params = _add_queries(decoders.params, config, experiment.seed)
-    return dataclasses.replace(folder, config=config, params=params), {**sources, "init_from": decoders.source}
+    sources["init_from"] = decoders.source
+    return dataclasses.replace(folder, config=config, params=decoders.params), sources
 
 
 def _add_queries(params: Variables, config: ClipVisConfig, seed: int) -> Variables:

@@ -16,7 +16,7 @@ from clipvis_jax.files import atomic_path, output_error, prepare_output_dir
 
 _FILE = "run.json"
 _CHANGED = "changed_settings"
-_FIXED = {"clip_sha256": "CLIP", "dataset": "data set"}
+_FIXED = {"clip_sha256": "CLIP", "decoders_sha256": "model to begin with (--init-from)", "dataset": "data set"}
 """What a run is never gone on with if it differs, and what messages call it."""
 
 
@@ -76,7 +76,7 @@ def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
         UserWarning: Some are other ones than before.
 
     Raises:
-        InputError: CLIP or the data are other ones, or the note is damaged.
+        InputError: CLIP, the decoders to begin with or the data are other ones, or the note is damaged.
     """
     path = folder / _FILE
     if not path.is_file():
