@@ -17,7 +17,7 @@ def contrastive_loss(
     more_text: Float[Array, "k e"] | None = None,
     more_names: Int[Array, " k"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return CLIP's symmetric cross entropy over all pairs, and how often the closest text is a right one.
+    """Return CLIP's symmetric cross entropy over all pairs, and how often the closest text of a pair is a right one.
 
     Args:
         visual: Embeddings of pictures or regions, not normalised.
@@ -45,9 +45,9 @@ def contrastive_loss(
         weights = right / jnp.maximum(jnp.sum(right, axis=1, keepdims=True), 1)
         return -jnp.sum(weights * jax.nn.log_softmax(logits, axis=1)) / num_pairs
 
-    closest = jnp.take_along_axis(right, jnp.argmax(logits, axis=1)[:, None], axis=1)[:, 0]
-    num = len(names)
-    loss = (cross_entropy(logits, right) + cross_entropy(logits[:, :num].T, right[:, :num].T)) / 2
+    pairs, right_pairs = logits[:, : len(names)], right[:, : len(names)]
+    loss = (cross_entropy(logits, right) + cross_entropy(pairs.T, right_pairs.T)) / 2
+    closest = jnp.take_along_axis(right_pairs, jnp.argmax(pairs, axis=1)[:, None], axis=1)[:, 0]
     return loss, jnp.sum(closest & valid) / num_pairs
 
 

@@ -63,8 +63,8 @@ class ClipLossConfig:
         region_weight: Weight of the loss on regions and their captions.
         smallest_box: Regions are pooled over boxes shrunk to a random share of their sides, this at least: dense
             features must name an object by any part of it.
-        all_names: Regions must find their sentences among the names of all classes that captions show as well, and
-            not among the sentences of their batch alone.
+        all_names: Regions of whole images must find their sentences among the names of all classes that captions show
+            as well, and not among the sentences of their batch alone. Stages of single objects are as without it.
         max_logit_scale: Upper limit of the temperature's factor.
     """
 
