@@ -48,6 +48,7 @@ CLIPVIS = """
     --loop.log-every 1 --loop.evaluate-every 0
 """
 MORE_QUERIES = DECODERS.replace("--query-decoder.num-queries 8", "--query-decoder.num-queries 10")
+STILL_MORE_QUERIES = DECODERS.replace("--query-decoder.num-queries 8", "--query-decoder.num-queries 12")
 WHOLE_IMAGES_FROM = 8
 RUNS = ("clip", "clip_more", "clipvis", "finetune", "settle")
 
@@ -96,7 +97,7 @@ def train_all(cache, images, folder):
     more_clip = train("clip_more", MORE_CLIP, init_from=clip)
     decoders = train("clipvis", f"{CLIPVIS} {DECODERS}", clip=clip, dataset=images)
     decoders = train("finetune", f"{CLIPVIS} {MORE_QUERIES}", init_from=decoders, dataset=images)
-    train("settle", f"{CLIPVIS} {MORE_QUERIES}", clip=more_clip, init_from=decoders, dataset=images)
+    train("settle", f"{CLIPVIS} {STILL_MORE_QUERIES}", clip=more_clip, init_from=decoders, dataset=images)
     return folder
 
 
@@ -128,6 +129,7 @@ def test_losses_go_down(trained):
     assert len(decoders) == 16
     assert np.mean(decoders[-4:]) < 0.8 * np.mean(decoders[:4])
     assert losses_of(trained / "finetune")[0] < 0.8 * decoders[0]
+    assert losses_of(trained / "settle")[0] < 0.8 * decoders[0]
 
 
 @pytest.mark.slow
@@ -151,11 +153,13 @@ def test_decoders_learn_under_a_frozen_clip(trained, model):
 
 @pytest.mark.slow
 def test_clip_learns_on(trained):
-    kernels = [
+    before, after = (
         load_model(trained / name / "model").clip_vars["trunk"]["stem_conv1"]["kernel"]
         for name in ("clip", "clip_more")
-    ]
-    assert np.all(kernels[0] != kernels[1])
+    )
+    assert np.all(before != after)
+    # Random kernels would be no nearer than these are to zero.
+    assert np.linalg.norm(after - before) < 0.5 * np.linalg.norm(before)
 
 
 @pytest.mark.slow
