@@ -1,4 +1,4 @@
-# make demo, make test, make lint, make bench, make ablation, make experiment: each sets up what it needs in .venv.
+# make demo, test, lint, bench, ablation, small-model, experiment, bundle: each sets up what it needs in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -71,7 +71,8 @@ experiment: $(VENV)/.run
 	set -e; for seed in $(SEEDS); do $(MAKE) small-model SEED=$$seed; done
 	$(MAKE) ablation MODELS="$(SEEDS:%=runs/shapes_settle_%/model)"
 
-# Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip.
+# Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip. The new model's
+# scores then have to go into tests/test_bundled.py.
 BUNDLE := clipvis_jax/bundled
 # A test video with objects of all three parts, picked by hand.
 CLIP := 25
