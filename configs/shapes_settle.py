@@ -1,7 +1,7 @@
 r"""The bundled model: the decoders of configs/shapes_finetune.py, trained on under the CLIP that was itself trained on.
 
-Ten queries are added to the twenty that there are. `make small-model` runs all five commands; the folders of its decoders
-end in their seed.
+Ten queries are added to the twenty that there are. `make small-model` runs all five commands; the folders of its
+decoders end in their seed.
 
 Command:
     python train.py configs/shapes_clip.py --workdir runs/shapes_clip
