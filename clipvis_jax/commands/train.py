@@ -35,18 +35,18 @@ class TrainOptions:
 
     A run that was stopped, by Ctrl-C, SIGTERM or a power cut, goes on where it was: give the same command again. Where
     it begins, the first that applies: (1) the newest whole checkpoint in --workdir; (2) that of --resume; (3) the
-    decoders of --init-from, with its own CLIP or that of --clip; (4) random decoders, with the CLIP of --clip.
+    decoders of --init-from, with its own CLIP or that of --clip; (4) random decoders, with the CLIP of --clip. The
+    pretraining of CLIP begins with the CLIP of --init-from, or with random weights.
     """
 
     workdir: Annotated[Path, arg(metavar="DIR")]
     """Folder of the run: checkpoints, log.jsonl, tensorboard, pictures, evaluation, and model at the end."""
     clip: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Model folder whose CLIP is used, under new decoders or those of --init-from; 'clipvis convert --clip' makes
-    one."""
+    one. Not for the pretraining of CLIP."""
     init_from: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Model folder to start from, decoders included (fine-tuning); --query-decoder.num-queries may be larger than its
-    own, and the queries that are added begin random. The pretraining of CLIP goes on with its CLIP, and leaves its
-    decoders as they are."""
+    own, and the queries that are added begin random. The pretraining of CLIP leaves its decoders as they are."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of another run, to go on from its newest checkpoint in this --workdir."""
     data_root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
