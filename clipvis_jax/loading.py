@@ -3,24 +3,15 @@
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from clipvis_jax.files import cache_folder
 
 # The package imports this module at once, and JAX takes seconds: `clipvis --help` should not.
 if TYPE_CHECKING:
     from clipvis_jax.checkpoints import ModelFolder
     from clipvis_jax.segmenter import InferenceConfig, Segmenter
-
-
-def cache_folder() -> Path:
-    """Return the folder for what can be computed again: class embeddings and compiled programs.
-
-    ``CLIPVIS_CACHE`` names it; otherwise it lies in the user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``).
-    """
-    if folder := os.environ.get("CLIPVIS_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipvis_jax"
 
 
 def enable_compilation_cache() -> None:

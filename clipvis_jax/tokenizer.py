@@ -285,6 +285,10 @@ def _wrap(tokenizer: "transformers.CLIPTokenizer", context_length: int | None, n
         [_word_splitter(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     known_words = tokenizer.init_kwargs.get(_KNOWN_WORDS)
+    if known_words is not None and not (
+        isinstance(known_words, list) and all(isinstance(word, str) for word in known_words)
+    ):
+        raise InputError(f"{name}: {_KNOWN_WORDS} in tokenizer_config.json is no list of words")
     settings = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} {context_length}"
     return ClipTokenizer(
         transformers_tokenizer=tokenizer,

@@ -207,7 +207,8 @@ def write_dataset(folder, content, frames=True):
     """Write an annotation file and its images; return the file and the image folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path, images = folder / "annotations.json", folder / "images"
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    # Half a character becomes an escape, as it stands in a JSON file.
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")
     images.mkdir(exist_ok=True)
     if frames:
         for seed, name in enumerate(name for video in RawDataset(path, images) for name in video.file_names):

@@ -108,7 +108,7 @@ def test_what_cannot_be_opened(tmp_path):
         open_dataset("zzzzzzzzzzzz")
     with pytest.raises(InputError, match=r"data set 'lvvis_val': name the folder .* with --data-root"):
         open_dataset("lvvis_val")
-    with pytest.raises(InputError, match="nowhere: is not a folder; --data-root"):
+    with pytest.raises(InputError, match=r"nowhere: is not a folder; give the folder that holds the data sets$"):
         open_dataset("lvvis_val", tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"val_instances_.json: does not exist .or .*val_instances.json.*'lvvis_val'"):
         open_dataset("lvvis_val", tmp_path)

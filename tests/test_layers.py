@@ -52,7 +52,7 @@ ALLOWED = {
     },
     "segmenter": FOUNDATION
     | {"association", "masks", "models", "prefetch", "results", "scores", "text", "tokenizer", "video", "video_state"},
-    "loading": {"checkpoints", "models", "segmenter"},
+    "loading": {"checkpoints", "files", "models", "segmenter"},
     "prefetch": set(),
     "provenance": {"version"},
     "bundled": {"errors"},

@@ -154,7 +154,9 @@ def test_draws_depend_on_key_image_and_layer_alone():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_points": 0}, {"oversampling": 0.5}, {"uncertain_share": 1.5}], ids=lambda x: next(iter(x))
+    "wrong",
+    [{"num_points": 0}, {"oversampling": 0.5}, {"uncertain_share": 1.5}, {"no_object_weight": -3.0}],
+    ids=lambda x: next(iter(x)),
 )
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

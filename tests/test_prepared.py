@@ -199,6 +199,20 @@ def test_unfinished_files_of_another_version_are_replaced(tmp_path):
         prepare(RawDataset(path, images), tmp_path / "out")
 
 
+def test_only_one_process_writes(tmp_path):
+    class Meanwhile(RawDataset):
+        """Another process prepares the same while frames are read."""
+
+        def read_frame(self, index, frame):
+            with pytest.raises(InputError, match=r"another 'clipvis prepare' is at work there; wait .* another --out$"):
+                prepare(RawDataset(path, images), tmp_path / "out")
+            return super().read_frame(index, frame)
+
+    path, images = write_dataset(tmp_path, youtube_vis())
+    dataset = Meanwhile(path, images)
+    assert_same(open_prepared(prepare(dataset, tmp_path / "out")), RawDataset(path, images))
+
+
 @pytest.mark.slow
 def test_killed_process_goes_on(tmp_path):
     content = youtube_vis()
@@ -281,6 +295,15 @@ def test_truncated_and_missing_files(folder):
         open_prepared(folder)
     (folder / "metadata.json").write_text("{")
     with pytest.raises(InputError, match=r"metadata.json: cannot be read .*; prepare the data set again"):
+        open_prepared(folder)
+
+
+def test_damaged_files_of_tensorflow_datasets(folder):
+    (folder / "features.json").unlink()
+    with pytest.raises(InputError, match=rf"^{folder}: is damaged \([^\n]*\); remove it and prepare[^\n]*$"):
+        open_prepared(folder)
+    (folder / "dataset_info.json").write_text("x")
+    with pytest.raises(InputError, match=rf"^{folder}: is damaged \([^\n]*\); remove it and prepare[^\n]*$"):
         open_prepared(folder)
 
 

@@ -501,7 +501,8 @@ def trained_model(task, tmp_path_factory):
 def test_training_goes_on_with_a_models_clip_and_keeps_its_decoders(trained_model, tmp_path):
     before = load_model(trained_model)
     # Other decoders than the configuration's, and another seed: the model's stay.
-    experiment = tiny_experiment(seed=5, query_decoder=QueryDecoderConfig(num_queries=9))
+    decoder = dataclasses.replace(before.config.query_decoder, num_queries=9)
+    experiment = tiny_experiment(seed=5, query_decoder=decoder)
     task = open_task(experiment, TrainOptions(workdir=tmp_path, init_from=trained_model))
     assert task.beginning == f"the CLIP of {trained_model}"
     state = task.init_state()

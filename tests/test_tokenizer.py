@@ -218,6 +218,14 @@ def test_end_token_must_be_the_largest_id(tmp_path: Path) -> None:
         ("no_model", {"tokenizer.json": "{}"}),
         ("wrong_vocab", {"vocab.json": "[]", "merges.txt": "x"}),
         ("wrong_length", {"tokenizer.json": "{}", "tokenizer_config.json": '{"model_max_length": 2}'}),
+        (
+            "wrong_words",
+            {
+                "vocab.json": '{"<|startoftext|>": 0, "<|endoftext|>": 1}',
+                "merges.txt": "",
+                "tokenizer_config.json": '{"known_words": 5}',
+            },
+        ),
     ],
     # Of names alone: gzip writes the time, and all workers must collect the same tests.
     ids=lambda value: value if isinstance(value, str) else "",

@@ -304,6 +304,27 @@ def test_decoders_do_not_fit_under_a_clip_of_other_sizes(config, clip, tmp_path,
     assert f"has other sizes than that of {clip} (ResNetConfig(" in error
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("pixel-decoder.num-heads", 0, "pixel_decoder.num_heads 0: give at least 1"),
+        ("query-decoder.num-heads", 0, "query_decoder.num_heads 0: give at least 1"),
+        ("query-decoder.num-queries", 0, "query_decoder.num_queries 0: give at least 1"),
+        ("query-decoder.dim", 32, "query_decoder.dim 32: give that of the pixel decoder, 64"),
+        ("query-decoder.mask-dim", 32, "query_decoder.mask_dim 32: give that of the pixel decoder, 64"),
+        ("step.losses.no-object-weight", -3, "no_object_weight -3.0: give 0 or more"),
+    ],
+)
+def test_settings_that_cannot_be(config, clip, tmp_path, capsys, option, value, message):  # noqa: PLR0917
+    command = ["train", config, "--workdir", tmp_path / "run", "--clip", clip, f"--{option}", value]
+    try:
+        code = main([str(word) for word in command])
+    except SystemExit as exit_of_the_parser:
+        code = exit_of_the_parser.code
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 def test_queries_are_added_behind_a_models_own(config, clip):
     experiment = load_config(config)
     num_queries = experiment.query_decoder.num_queries

@@ -245,7 +245,7 @@ def open_dataset(
 
 def _open_entry(entry: CatalogEntry, data_root: Path, images: Path | None, show_progress: bool) -> RawDataset:
     if not data_root.is_dir():
-        raise InputError(f"{data_root}: is not a folder; --data-root is the folder that holds the data sets")
+        raise InputError(f"{data_root}: is not a folder; give the folder that holds the data sets")
     annotations = [data_root / path for path in entry.annotations]
     found = [path for path in annotations if path.exists()]
     if not found:

@@ -96,6 +96,10 @@ def finite(value: object, where: str) -> float:
     """
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, int | numbers.Real)):
         raise InputError(f"{where} is {show(value)}; a finite number is needed")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number that no float can hold
+        number = math.inf
+    if not math.isfinite(number):
         raise InputError(f"{where} is {show(value)}; a finite number is needed")
-    return float(value)
+    return number

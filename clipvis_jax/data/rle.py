@@ -17,6 +17,9 @@ _CHUNK = 128
 _MAX_CHARS = 7
 """A number below 2**32 takes at most this many characters of 5 bits."""
 
+MAX_SIDE = 2**15
+"""Longest side of a video in pixels; pycocotools counts the pixels of a frame with 32 bits."""
+
 MAX_COORDINATE = 1e6
 """Further outside, pycocotools' polygon code would allocate memory without bounds."""
 
@@ -26,7 +29,7 @@ def to_counts(mask: object, size: list[int]) -> tuple[str | None, list[int]]:
 
     Args:
         mask: None or an empty list (no mask), polygons, or run lengths, compressed or not.
-        size: Height and width of the video; polygons are drawn at this size.
+        size: Height and width of the video; polygons are drawn at this size. [0, 0] if it is not known.
 
     Returns:
         The compressed counts, None if there is no mask; and the mask's own size.
@@ -42,9 +45,13 @@ def to_counts(mask: object, size: list[int]) -> tuple[str | None, list[int]]:
     if not isinstance(mask, dict) or "size" not in mask or "counts" not in mask:
         raise ValueError("is neither null, polygons nor a mask with 'size' and 'counts'")
     own, counts = mask["size"], mask["counts"]
-    if own != size:
-        if not isinstance(own, list | tuple) or len(own) != 2 or not all(_is_integer(n) and n > 0 for n in own):
-            raise ValueError(f"size is {own!r:.60}, not [height, width]")
+    if own != size or not all(size):
+        if (
+            not isinstance(own, list | tuple)
+            or len(own) != 2
+            or not all(_is_integer(n) and 1 <= n <= MAX_SIDE for n in own)
+        ):
+            raise ValueError(f"size is {own!r:.60}, not [height, width] from 1 to {MAX_SIDE}")
         own = [int(n) for n in own]
     if own == size:
         own = size  # not the file's, whose numbers may be floats

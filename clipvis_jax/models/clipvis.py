@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from clipvis_jax import ops
+from clipvis_jax.errors import InputError
 from clipvis_jax.models.clip_convnext import ConvNextConfig, ConvNextTrunk, MaskedMeanPool
 from clipvis_jax.models.clip_resnet import MaskedAttentionPool, ResNetConfig, ResNetTrunk
 from clipvis_jax.models.clip_text import TextConfig, TextEncoder
@@ -32,12 +33,19 @@ Variables = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class ClipVisConfig:
-    """Sizes of all parts of a model."""
+    """Sizes of all parts of a model; ``dim`` and ``mask_dim`` of the two decoders are the same."""
 
     backbone: ResNetConfig | ConvNextConfig = ResNetConfig()
     text: TextConfig = TextConfig()
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     query_decoder: QueryDecoderConfig = QueryDecoderConfig()
+
+    def __post_init__(self) -> None:
+        # The query decoder attends to the pixel decoder's memory, and multiplies mask embeddings with its features.
+        for name in ("dim", "mask_dim"):
+            needed, given = getattr(self.pixel_decoder, name), getattr(self.query_decoder, name)
+            if given != needed:
+                raise InputError(f"query_decoder.{name} {given}: give that of the pixel decoder, {needed}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,10 @@ NUM_LEVELS = 3
 
 @dataclasses.dataclass(frozen=True)
 class PixelDecoderConfig:
-    """Sizes of the pixel decoder; ``dim`` is a multiple of 32 (its group norms) and of ``num_heads``."""
+    """Sizes of the pixel decoder, all of them at least 1.
+
+    ``dim`` is a multiple of 32 (its group norms) and of ``num_heads``.
+    """
 
     dim: int = 256
     mask_dim: int = 256
@@ -32,6 +35,9 @@ class PixelDecoderConfig:
     ffn_dim: int = 1024
 
     def __post_init__(self) -> None:
+        for name, size in dataclasses.asdict(self).items():
+            if size < 1:
+                raise InputError(f"pixel_decoder.{name} {size}: give at least 1")
         if self.dim % NUM_GROUPS or self.dim % self.num_heads:
             raise InputError(
                 f"pixel_decoder.dim {self.dim}: give a multiple of {NUM_GROUPS} and of num_heads, {self.num_heads}"

@@ -19,7 +19,7 @@ from clipvis_jax.structs import PixelFeatures, QueryPrediction
 
 @dataclasses.dataclass(frozen=True)
 class QueryDecoderConfig:
-    """Sizes of the query decoder.
+    """Sizes of the query decoder, all of them at least 1; ``dim`` is a multiple of ``num_heads``.
 
     ``num_layers`` is 6 in the authors' LVIS models and 9 in the others; their ``DEC_LAYERS`` counts one more.
     """
@@ -32,6 +32,9 @@ class QueryDecoderConfig:
     ffn_dim: int = 2048
 
     def __post_init__(self) -> None:
+        for name, size in dataclasses.asdict(self).items():
+            if size < 1:
+                raise InputError(f"query_decoder.{name} {size}: give at least 1")
         if self.dim % self.num_heads:
             raise InputError(f"query_decoder.dim {self.dim}: give a multiple of num_heads, {self.num_heads}")
 

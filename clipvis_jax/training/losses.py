@@ -25,7 +25,7 @@ _SAVED = "sampled"
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the losses, and how many points they look at.
+    """Weights of the losses (0 or more), and how many points they look at.
 
     Mask losses see ``num_points`` points of every matched pair: ``uncertain_share`` of them are those with the smallest
     absolute logit among ``oversampling`` times ``num_points`` candidates, the rest are random.
@@ -48,6 +48,10 @@ class LossConfig:
             raise ValueError(f"oversampling {self.oversampling}: give at least 1")
         if not 0 <= self.uncertain_share <= 1:
             raise ValueError(f"uncertain_share {self.uncertain_share}: give a share between 0 and 1")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_weight") and not value >= 0:
+                raise ValueError(f"{field.name} {value}: give 0 or more")
 
     @property
     def num_candidates(self) -> int:

@@ -1,6 +1,5 @@
 """The folder of a run: who may write there, and the note of what the run depends on."""
 
-import fcntl
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ import jax
 
 from clipvis_jax.distributed import largest_of_all
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import atomic_path, output_error, prepare_output_dir
+from clipvis_jax.files import atomic_path, locked_folder
 
 _FILE = "run.json"
 _CHANGED = "changed_settings"
@@ -33,32 +32,11 @@ def lock_folder(workdir: Path) -> Iterator[None]:
         problem = None
         if jax.process_index() == 0:
             try:
-                stack.enter_context(_locked(workdir))
+                stack.enter_context(locked_folder(workdir, who="another run", option="--workdir"))
             except InputError as error:
                 problem = error
         if largest_of_all(int(problem is not None)):
             raise problem or InputError(f"{workdir}: process 0 cannot have it for this run; see what that one says")
-        yield
-
-
-@contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    path = prepare_output_dir(workdir) / "lock"
-    try:
-        file = path.open("a")
-    except OSError as error:
-        raise output_error(path, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{workdir}: another run is at work there; wait for it, or choose another --workdir"
-            ) from error
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be locked ({error.strerror}); choose a --workdir on another disk"
-            ) from error
         yield
 
 

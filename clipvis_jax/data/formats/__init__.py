@@ -6,7 +6,4 @@ from clipvis_jax.data.formats.format import Format
 from clipvis_jax.data.formats.recognition import check_format, recognize_format
 from clipvis_jax.data.formats.youtube_vis import YOUTUBE_VIS
 
-__all__ = ["BURST", "COCO", "FORMATS", "YOUTUBE_VIS", "Format", "check_format", "recognize_format"]
-
-FORMATS = {annotation_format.name: annotation_format for annotation_format in (YOUTUBE_VIS, COCO, BURST)}
-"""All formats by name."""
+__all__ = ["BURST", "COCO", "YOUTUBE_VIS", "Format", "check_format", "recognize_format"]

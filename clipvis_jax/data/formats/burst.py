@@ -65,4 +65,4 @@ def _read_tracks(record: Any, frames: list[Any], size: list[int], where: str) ->
     )
 
 
-BURST = Format(name="burst", title="BURST", videos="sequences", annotations=None, read_video=_read_sequence)
+BURST = Format(title="BURST", videos="sequences", annotations=None, read_video=_read_sequence)

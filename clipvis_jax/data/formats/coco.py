@@ -52,7 +52,6 @@ def _read_instance(record: Any, where: str) -> tuple[int, Instance, list[int] | 
 
 
 COCO = Format(
-    name="coco",
     title="COCO",
     videos="images",
     annotations="annotations",

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from clipvis_jax.data.records import Instance, VideoRecord
+from clipvis_jax.data.rle import MAX_SIDE
 
-MAX_SIDE = 2**15
-"""Longest side of a video in pixels; pycocotools counts the pixels of a frame with 32 bits."""
+__all__ = ["MAX_SIDE", "Format"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,6 @@ class Format:
     The functions check a record of the file and raise `InputError`; the last argument says how messages call it.
 
     Attributes:
-        name: For options and code.
         title: For messages.
         videos: The key of the list of videos, or images.
         annotations: The key of the list of instances; None if the videos hold them.
@@ -27,7 +26,6 @@ class Format:
             run lengths have (None if there are none).
     """
 
-    name: str
     title: str
     videos: str
     annotations: str | None

@@ -69,7 +69,7 @@ def file_name(name: object, where: str) -> str:
     """Return the path of a frame under the image folder, with forward slashes.
 
     Raises:
-        InputError: It leads out of that folder, or is no text.
+        InputError: It leads out of that folder, or is no text that can be written.
     """
     text = _text(name, where)
     # Matches the authors' code: of a path with backslashes (LV-VIS, BURST) the last two parts count.
@@ -173,6 +173,10 @@ def _has(record: Any, name: str) -> bool:
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise InputError(f"{where} is {show(value)}; text is needed")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can write one half of a pair of surrogates
+        raise InputError(f"{where} is {show(value)}, which holds half a character; correct the file") from error
     return value
 
 
@@ -191,8 +195,12 @@ def _polygons(polygons: list[Any], where: str) -> Mask | None:
     for polygon in polygons:
         if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
             raise InputError(f"{where} holds {show(polygon)}; a polygon is a list of numbers")
-        # Adding up is the quick way to notice what is not finite.
-        if not math.isfinite(sum(polygon)) or (polygon and max(map(abs, polygon)) >= MAX_COORDINATE):
+        try:
+            # Adding up is the quick way to notice what is not finite.
+            is_inside = math.isfinite(sum(polygon)) and max(map(abs, polygon), default=0) < MAX_COORDINATE
+        except OverflowError:  # a whole number that no float can hold
+            is_inside = False
+        if not is_inside:
             raise InputError(f"{where} holds a polygon with a number that is not a coordinate: {show(polygon)}")
         if len(polygon) % 2 == 0 and len(polygon) >= 6:
             parts.append(tuple(map(float, polygon)))

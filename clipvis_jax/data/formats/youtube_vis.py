@@ -43,7 +43,6 @@ def _read_instance(record: Any, where: str) -> tuple[int, Instance, list[int] | 
 
 
 YOUTUBE_VIS = Format(
-    name="youtube_vis",
     title="YouTube-VIS",
     videos="videos",
     annotations="annotations",

@@ -1,6 +1,5 @@
 """Read a prepared data set."""
 
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -27,7 +26,7 @@ from clipvis_jax.data.prepared.layout import (
 from clipvis_jax.data.prepared.record_text import category_from_json, video_from_text
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import atomic_path
+from clipvis_jax.files import atomic_path, cache_folder
 
 _READER_OPTIONS = "readahead_buffer_size:0"
 """Records are read one by one, in any order."""
@@ -44,7 +43,7 @@ class PreparedDataset:
         """Open the folder with the files themselves; see `open_prepared` for folders above it.
 
         Raises:
-            InputError: A file is missing or has another size than it had, or the metadata cannot be read.
+            InputError: A file is missing or has another size than it had, or one of the small files cannot be read.
         """
         self.folder = folder
         metadata = read_json(folder / METADATA_FILE)
@@ -64,7 +63,10 @@ class PreparedDataset:
         self._sizes = [size for shard in self._shards for size in shard.sizes]
         self._first_image = [0, *accumulate(length for _, _, length in self._sizes)]
         self._check_sizes()
-        features = tfds.builder_from_directory(folder).info.features
+        try:
+            features = tfds.builder_from_directory(folder).info.features
+        except Exception as error:  # tensorflow-datasets and protobuf raise many kinds
+            raise _damaged(folder, " ".join(str(error).split())) from error
         self._annotations = _Records(
             folder, [(shard.annotations, len(shard.sizes)) for shard in self._shards], features
         )
@@ -150,7 +152,7 @@ def _local_file(folder: epath.Path, file: ShardFile) -> Path:
     path = folder / file.name
     if not is_remote(path):
         return Path(path)
-    cached = _cache_folder() / f"{file.sha256}.array_record"
+    cached = cache_folder() / "prepared" / f"{file.sha256}.array_record"
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(cached) as temporary:
@@ -183,13 +185,6 @@ def open_prepared(path: str | Path | epath.Path) -> PreparedDataset:
     raise InputError(
         f"{path}: holds no prepared data set; write one with 'clipvis prepare', or name an annotation file"
     )
-
-
-def _cache_folder() -> Path:
-    """Return the folder for copies of remote files, as `clipvis_jax.loading.cache_folder` chooses it."""
-    if folder := os.environ.get("CLIPVIS_CACHE"):
-        return Path(folder) / "prepared"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipvis_jax" / "prepared"
 
 
 def _damaged(path: epath.Path, reason: str) -> InputError:

@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from clipvis_jax.data.prepared.layout import (
 from clipvis_jax.data.prepared.record_text import category_to_json
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import output_error
+from clipvis_jax.files import locked_folder, output_error
 
 _SHARD_BYTES = 2**28
 """Wanted size of a shard: small enough to lose little to an interruption, large enough for object stores."""
@@ -68,8 +68,8 @@ def prepare(
         The folder with the files, for `open_prepared`.
 
     Raises:
-        InputError: The data set cannot be read, the files cannot be written, or the folder holds another version of
-            the data set.
+        InputError: The data set cannot be read, the files cannot be written, the folder holds another version of the
+            data set, or another process is writing there (not noticed in an object store).
     """
     if level == "frames" and not dataset.has_annotations:
         raise InputError(f"{dataset.name}: has no annotated frames; prepare it with the level 'videos'")
@@ -83,11 +83,21 @@ def prepare(
     try:
         if _is_finished(folder, identity):
             return folder
-        shards = _write_shards(builder, folder, identity, show_progress)
-        _write_metadata(builder, folder, identity, shards)
+        with _locked(folder):
+            if not _is_finished(folder, identity):  # another process may have been faster
+                shards = _write_shards(builder, folder, identity, show_progress)
+                _write_metadata(builder, folder, identity, shards)
     except OSError as error:
         raise output_error(error.filename or str(folder), error) from error
     return folder
+
+
+def _locked(folder: epath.Path) -> AbstractContextManager[None]:
+    """Keep other preparations out of a folder; object stores know no locks."""
+    if is_remote(folder):
+        return nullcontext()
+    # Beside the folder, which may be removed and holds nothing but the data set.
+    return locked_folder(Path(folder.parent), who="another 'clipvis prepare'", option="--out")
 
 
 def _is_finished(folder: epath.Path, identity: dict[str, Any]) -> bool:
