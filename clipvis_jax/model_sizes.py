@@ -72,13 +72,16 @@ def infer_config(
     try:
         backbone = _infer_backbone(clip, source)
         text = _infer_text(clip, backbone, activation, text_heads)
-        decoders = (_infer_pixel_decoder(head), _infer_query_decoder(head)) if head else None
+        config = ClipVisConfig(backbone, text)
+        if head:
+            config = _add_decoders(config, head, source)
+    except InputError:  # a ValueError too
+        raise
     except KeyError as error:
         raise InputError(f"{source}: the entry {error} is missing; the file is not a whole checkpoint") from None
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{source}: an entry has an unexpected shape ({error})") from None
-    pixel_decoder, query_decoder = decoders or (PixelDecoderConfig(), QueryDecoderConfig())
-    return ClipVisConfig(backbone, text, pixel_decoder, query_decoder), bool(head)
+    return config, bool(head)
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -134,6 +137,16 @@ def _infer_text(
         embed_dim=embed_dim,
         activation=activation or ("quick_gelu" if isinstance(backbone, ResNetConfig) else "gelu"),
     )
+
+
+def _add_decoders(config: ClipVisConfig, head: Shapes, source: str) -> ClipVisConfig:
+    """Put the decoders' sizes into a configuration."""
+    try:
+        return dataclasses.replace(
+            config, pixel_decoder=_infer_pixel_decoder(head), query_decoder=_infer_query_decoder(head)
+        )
+    except InputError as error:  # of a configuration, which does not know the file
+        raise InputError(f"{source}: the decoders have unsupported sizes ({error})") from None
 
 
 def _infer_pixel_decoder(head: Shapes) -> PixelDecoderConfig:

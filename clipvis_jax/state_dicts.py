@@ -9,7 +9,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,20 +54,32 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_state_dict(path: Path, arrays: Mapping[str, np.ndarray], *, note: str) -> None:
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the notes that a safetensors file keeps beside its arrays; other checkpoints have none.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    with _open_safetensors(path) as file:
+        return file.metadata() or {}
+
+
+def write_state_dict(path: Path, arrays: Mapping[str, np.ndarray], *, metadata: Mapping[str, str]) -> None:
     """Write arrays as a safetensors file.
 
     Args:
         path: The file; one that exists is replaced.
         arrays: The entries, by name.
-        note: Kept in the file, under ``written_by``.
+        metadata: Notes to keep in the file, which ``read_metadata`` returns.
 
     Raises:
         OSError: The file cannot be written.
     """
     try:
         # PyTorch's own loaders look for the format.
-        save_file(dict(arrays), path, metadata={"format": "pt", "written_by": note})
+        save_file(dict(arrays), path, metadata={"format": "pt", **metadata})
     except SafetensorError as error:
         # This is how safetensors reports the system's errors.
         if match := re.search(r"os error (\d+)", str(error)):
@@ -81,9 +94,16 @@ def file_sha256(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    with _open_safetensors(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+
+
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    """Open a file; what goes wrong in the block is the file's fault."""
     try:
         with safe_open(path, "numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            yield file
     except Exception as error:  # its own kinds, and Python's for types that numpy lacks
         raise InputError(f"{path}: not a whole safetensors file ({error}); download it again") from error
 

@@ -22,6 +22,7 @@ import clipvis_jax
 from clipvis_jax.checkpoints import load_model
 from clipvis_jax.cli import main
 from clipvis_jax.convert import from_state_dict, to_state_dict
+from clipvis_jax.models.clipvis import ClipVisConfig
 from clipvis_jax.state_dicts import read_state_dict
 from clipvis_jax.torch_names import CLIP_PREFIX, HEAD_PREFIX
 
@@ -155,8 +156,8 @@ def test_clip_alone_gets_decoders_from_the_seed(
     sizes, expected_clip, _ = expected_model("rn")
     pixel_decoder = dataclasses.replace(sizes.pixel_decoder, num_layers=1)
     query_decoder = dataclasses.replace(sizes.query_decoder, num_layers=1)
-    monkeypatch.setattr("clipvis_jax.model_sizes.PixelDecoderConfig", lambda: pixel_decoder)
-    monkeypatch.setattr("clipvis_jax.model_sizes.QueryDecoderConfig", lambda: query_decoder)
+    small = functools.partial(ClipVisConfig, pixel_decoder=pixel_decoder, query_decoder=query_decoder)
+    monkeypatch.setattr("clipvis_jax.model_sizes.ClipVisConfig", small)
     clip = write(tmp_path / "clip.safetensors", clip_alone("rn"))
     models = []
     for name, seed in {"a": 5, "b": 5, "c": 6}.items():
@@ -251,7 +252,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "epoch.pth": (lambda p: write(p, {"epoch": 3}), "the entry 'epoch' is not a named tensor"),
     "number.pth": (lambda p: write(p, {1: torch.ones(1)}), "the entry 1 is not a named tensor"),
     "module.pth": (lambda p: write(p, torch.nn.Linear(2, 2)), "(torch.nn.modules.linear.Linear)"),
-    "nothing.safetensors": (lambda p: write(p, {}), "holds no CLIP weights"),
+    "nothing.safetensors": (lambda p: write(p, {}), "holds no decoders"),
 }
 
 
@@ -308,15 +309,28 @@ def without(state_dict: Tensors, *keys: str) -> Tensors:
 
 QKV = CLIP_PREFIX + "transformer.resblocks.0.attn.in_proj_weight"
 MASK_BIAS = HEAD_PREFIX + "pixel_decoder.mask_features.bias"
+INPUT_CONV = HEAD_PREFIX + "pixel_decoder.input_proj.0.0.weight"
+QUERIES = HEAD_PREFIX + "predictor.query_feat.weight"
 STEM = CLIP_PREFIX + "visual.bn1.weight"
 VIT = ["visual.class_embedding", "visual.proj", "visual.conv1.weight", "visual.ln_pre.weight"]
 BAD_WEIGHTS: dict[str, tuple[Callable[[], Tensors], list[str]]] = {
-    "ViT": (lambda: {k: torch.ones(2, 2) for k in VIT}, ["neither a CLIP ResNet nor a CLIP ConvNeXt", "RN50x64"]),
     "decoders alone": (
         lambda: {k: x for k, x in tensors("rn").items() if k.startswith(HEAD_PREFIX)},
         ["holds no CLIP weights", "--clip"],
     ),
-    "other network": (lambda: {"conv.weight": torch.ones(2)}, ["neither a CLIP ResNet"]),
+    "other network": (lambda: {"conv.weight": torch.ones(2)}, ["holds no decoders"]),
+    "sizes of no decoder": (
+        lambda: replaced(INPUT_CONV, torch.ones(65, 512, 1, 1), tensors("rn")),
+        [": the decoders have unsupported sizes (pixel_decoder.dim 65: give a multiple of 32 and of num_heads, 8)\n"],
+    ),
+    "decoders of two widths": (
+        lambda: replaced(QUERIES, torch.ones(20, 32), tensors("rn")),
+        [": the decoders have unsupported sizes (query_decoder.dim 32: give that of the pixel decoder, 64)\n"],
+    ),
+    "a scalar that sizes are read from": (
+        lambda: replaced(CLIP_PREFIX + "text_projection", torch.ones(()), tensors("rn")),
+        [": an entry has an unexpected shape ("],
+    ),
     "several at once": (
         lambda: without(tensors("rn"), STEM, MASK_BIAS) | {"sem_seg_head.surprise": torch.ones(1)},
         ["3 entries", f"{STEM} is missing", f"{MASK_BIAS} is missing", "sem_seg_head.surprise is not used"],
@@ -350,6 +364,26 @@ def test_weights_that_do_not_fit(case: str, tmp_path: Path, capsys: pytest.Captu
         assert error.count(message) == 1
 
 
+@pytest.mark.parametrize("names", [VIT, ["conv.weight"]])
+def test_other_image_encoders(names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = write(tmp_path / "clip.safetensors", {name: torch.ones(2, 2) for name in names})
+    assert error_of(capsys, tmp_path, "--clip", clip) == (
+        f"clipvis: error: {clip}: the image encoder is neither a CLIP ResNet nor a CLIP ConvNeXt (supported: RN50, "
+        "RN101, RN50x4, RN50x16, RN50x64, convnext_base_w, convnext_large_d, convnext_xxlarge); a ViT has no feature "
+        "pyramid for CLIP-VIS\n"
+    )
+
+
+@pytest.mark.parametrize("with_clip", [False, True])
+def test_clip_alone_is_no_checkpoint(with_clip: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write(tmp_path / "alone.safetensors", clip_alone("rn"))
+    options = ["--clip", write(tmp_path / "clip.safetensors", clip_alone("rn"))] if with_clip else []
+    assert error_of(capsys, tmp_path, "--checkpoint", checkpoint, *options) == (
+        f"clipvis: error: {checkpoint}: holds no decoders (no key starts with 'sem_seg_head.'); "
+        "give CLIP alone as --clip\n"
+    )
+
+
 def test_decoders_of_another_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = write(tmp_path / "rn.pth", tensors("rn"))
     clip = write(tmp_path / "convnext.safetensors", clip_alone("convnext"))
@@ -374,9 +408,10 @@ def test_trained_decoders_are_no_clip(tmp_path: Path, capsys: pytest.CaptureFixt
         ([], "give --checkpoint"),
         (["--seed", "-1"], "--seed -1: must be between 0 and"),
         (["--seed", str(2**70)], f"--seed {2**70}: must be"),
-        (["--text-heads", "0"], "--text-heads 0: must"),
-        (["--text-heads", "-4"], "--text-heads -4: must"),
-        (["--text-heads", "5"], "--text-heads 5: must"),
+        *(
+            (["--text-heads", str(n)], f" error: --text-heads {n}: must divide the text encoder's width, which is 32\n")
+            for n in (0, -4, 5)
+        ),
         (["--tokenizer", "no/such/folder"], "tokenizer 'no/such/folder': neither a folder nor a file"),
         (["--tokenizer", "openai/clip-vit-base-patch32"], "not to be had from the Hugging Face hub; pass a folder"),
     ],

@@ -1,8 +1,10 @@
 """``clipvis convert``."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
@@ -10,13 +12,22 @@ from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError
 from clipvis_jax.version import __version__
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from clipvis_jax.models.clipvis import ClipVisConfig
+
+CONFIG_KEY = "clipvis_config"
+"""The name of the model's configuration in the metadata of an exported file."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Make a model folder from PyTorch weights.
 
-    Backbone, widths, decoder layers and queries are worked out from the weights. Every entry must be used and every
-    parameter filled, or all problems are listed and nothing is written.
+    Backbone, widths, decoder layers and queries are worked out from the weights; a file of 'clipvis export' tells its
+    own configuration. Every entry must be used and every parameter filled, or all problems are listed and nothing is
+    written.
 
     For example:
       clipvis convert --checkpoint clipvis_lvis_r50_7.pth --out model
@@ -26,7 +37,7 @@ class Convert:
     out: Annotated[Path, arg(metavar="DIR")]
     """Model folder to write."""
     checkpoint: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """The authors' checkpoint (.pth), which holds CLIP as well."""
+    """The authors' checkpoint (.pth), which holds CLIP as well, or a file of 'clipvis export'."""
     clip: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """CLIP alone, as an open_clip state dict (.safetensors, .bin, .pt). Without --checkpoint the decoders get random
     values, for training; with it, this CLIP takes the place of the checkpoint's."""
@@ -40,9 +51,9 @@ class Convert:
             help_behavior_hint="(default: quick_gelu for ResNets, as OpenAI trained them; gelu for ConvNeXts)",
         ),
     ] = None
-    """Activation of the text encoder, which weights do not show."""
+    """Activation of the text encoder, which weights do not show and a file of 'clipvis export' tells."""
     text_heads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one per 64 channels)")] = None
-    """Attention heads of the text encoder, which weights do not show."""
+    """Attention heads of the text encoder, which weights do not show and a file of 'clipvis export' tells."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the decoders' random values."""
     overwrite: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -69,6 +80,7 @@ class Convert:
             config, clip_vars, params = from_state_dict(
                 state_dict,
                 source=" + ".join(str(path) for path in files.values() if path),
+                config=self._stored_config(state_dict),
                 activation=self.activation,
                 text_heads=self.text_heads,
                 seed=self.seed,
@@ -88,3 +100,63 @@ class Convert:
         if self.checkpoint is None:
             print(f"the decoders are not trained: random values from seed {self.seed}")
         print(f"wrote {self.out}")
+
+    def _stored_config(self, state_dict: "Mapping[str, np.ndarray]") -> "ClipVisConfig | None":
+        """Read the configuration of an exported checkpoint, None without one; another CLIP has its own sizes.
+
+        Raises:
+            InputError: It cannot be read, or an option contradicts it.
+        """
+        from clipvis_jax.model_sizes import infer_config
+        from clipvis_jax.torch_names import CLIP_PREFIX
+
+        config = read_config(self.checkpoint) if self.checkpoint else None
+        if config is None:
+            return None
+        if self.clip:
+            shapes = {key: array.shape for key, array in state_dict.items() if key.startswith(CLIP_PREFIX)}
+            other_clip, _ = infer_config(
+                shapes, source=str(self.clip), activation=self.activation, text_heads=self.text_heads
+            )
+            return dataclasses.replace(config, backbone=other_clip.backbone, text=other_clip.text)
+        for option, given, stored in (
+            ("--activation", self.activation, config.text.activation),
+            ("--text-heads", self.text_heads, config.text.num_heads),
+        ):
+            if given not in (None, stored):
+                raise InputError(f"{option} {given}: {self.checkpoint} says {stored}; leave the option out")
+        return config
+
+
+def read_config(path: Path) -> "ClipVisConfig | None":
+    """Read the configuration that 'clipvis export' wrote into a file; None if there is none.
+
+    Raises:
+        InputError: It is damaged, or one of a newer version.
+    """
+    import jax
+
+    from clipvis_jax.checkpoints import FORMAT_VERSION, config_from_json
+    from clipvis_jax.models.clipvis import ClipVis
+    from clipvis_jax.state_dicts import read_metadata
+
+    text = read_metadata(path).get(CONFIG_KEY)
+    if text is None:
+        return None
+    try:
+        description = json.loads(text)
+        version = description["format_version"]
+        is_newer = version > FORMAT_VERSION
+        if not is_newer:
+            config = config_from_json(description["config"])
+            # Sizes that do not go together show here.
+            for init in (ClipVis(config).init_clip, ClipVis(config).init_decoders):
+                jax.eval_shape(init, jax.random.key(0))
+    except Exception as error:  # whatever wrong names, types and numbers lead to
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise InputError(f"{path}: its {CONFIG_KEY} is damaged ({reason}); export the model again") from error
+    if is_newer:
+        raise InputError(
+            f"{path}: its {CONFIG_KEY} has format_version {version}, newer than this program; update clipvis-jax"
+        )
+    return config

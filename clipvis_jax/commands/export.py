@@ -1,12 +1,14 @@
 """``clipvis export``."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tyro.conf import arg
 
+from clipvis_jax.commands.convert import CONFIG_KEY
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError
 from clipvis_jax.version import __version__
@@ -16,7 +18,8 @@ from clipvis_jax.version import __version__
 class Export:
     """Write a model folder as a PyTorch state dict under the authors' names, for their code.
 
-    CLIP and decoders are in the file; the tokenizer is not. 'clipvis convert --checkpoint' reads it back, bit for bit.
+    CLIP, decoders and the model's configuration are in the file; the tokenizer is not. 'clipvis convert --checkpoint'
+    makes the same model of it, bit for bit.
 
     For example:
       clipvis export runs/lvis_r50/model --out clipvis_r50.safetensors
@@ -40,7 +43,7 @@ class Export:
         if self.out.exists() and not self.overwrite:
             raise InputError(f"{self.out}: exists already; choose another --out or add --overwrite")
         with stopping_at_once():
-            from clipvis_jax.checkpoints import load_model
+            from clipvis_jax.checkpoints import FORMAT_VERSION, config_to_json, load_model
             from clipvis_jax.convert import to_state_dict
             from clipvis_jax.files import atomic_path
             from clipvis_jax.model_sizes import describe
@@ -49,6 +52,8 @@ class Export:
         with atomic_path(self.out) as temporary:
             model = load_model(self.model)
             state_dict = to_state_dict(model.config, model.clip_vars, model.params)
-            write_state_dict(temporary, state_dict, note=f"clipvis_jax {__version__}")
+            description = {"format_version": FORMAT_VERSION, "config": config_to_json(model.config)}
+            metadata = {"written_by": f"clipvis_jax {__version__}", CONFIG_KEY: json.dumps(description)}
+            write_state_dict(temporary, state_dict, metadata=metadata)
         print(describe(model.config))
         print(f"wrote {self.out} ({len(state_dict)} entries, {self.out.stat().st_size / 1e6:,.0f} MB)")
