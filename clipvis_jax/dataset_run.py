@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from clipvis_jax.data.frames import decode_frame
 from clipvis_jax.data.records import Dataset, VideoRecord
 from clipvis_jax.errors import InputError
 from clipvis_jax.files import atomic_path, prepare_output_dir
-from clipvis_jax.images import decode_image
 from clipvis_jax.results import VideoResult
 from clipvis_jax.segmenter import VIDEO_TOP_K, Segmenter
 
@@ -32,14 +32,8 @@ class DatasetFrames:
         self.expected_frames: int | None = self.record.length
 
     def __iter__(self) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-        for frame, name in enumerate(self.record.file_names):
-            image = decode_image(self._dataset.read_frame(self._index, frame), f"{self._dataset.name}: {name}")
-            if image.shape[:2] != (self.height, self.width):
-                raise InputError(
-                    f"{self._dataset.name}: {name} is {image.shape[1]}x{image.shape[0]} pixels, but the annotations "
-                    f"say {self.width}x{self.height} for video {self.record.id}; get the data set's original frames"
-                )
-            yield frame, image
+        for frame in range(self.record.length):
+            yield frame, decode_frame(self._dataset, self._index, frame, self.record)
 
 
 class RunFolder:
@@ -123,6 +117,7 @@ def predict_dataset(
     *,
     top_k: int = VIDEO_TOP_K,
     on_result: Callable[[int, VideoResult, DatasetFrames], None] | None = None,
+    is_complete: Callable[[int], bool] | None = None,
     show_progress: bool = False,
 ) -> int:
     """Segment the first videos of a data set that are not finished yet; this process's share of them.
@@ -134,6 +129,8 @@ def predict_dataset(
         count: Number of videos, in the data set's order.
         top_k: Number of (track, class) pairs per video.
         on_result: Called with (position in the data set, result, frames) before a video counts as finished.
+        is_complete: Called with the position of a video whose results are there: whether nothing else is missing. If
+            not, the video is computed again. Default: nothing is.
         show_progress: Show a progress bar with the time left.
 
     Returns:
@@ -146,7 +143,7 @@ def predict_dataset(
     ids = [category.id for category in dataset.categories]
     lengths = [length for _, _, length in dataset.video_sizes()]
     share = order_by_size(segmenter, dataset, count)[jax.process_index() :: jax.process_count()]
-    todo = [index for index in share if not run.has(index)]
+    todo = [index for index in share if not (run.has(index) and (is_complete is None or is_complete(index)))]
     with tqdm(
         total=sum(lengths[index] for index in share),
         initial=sum(lengths[index] for index in share) - sum(lengths[index] for index in todo),

@@ -1,18 +1,32 @@
 """Small cases for the evaluator, and a plain one to compare with: on pixels, one pair and one threshold at a time."""
 
+import json
+import tempfile
+from pathlib import Path
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from clipvis_jax.evaluation import ABSENT, PROTOCOLS, evaluate, parse_ground_truth, parse_results
+from clipvis_jax.data.raw import RawDataset
+from clipvis_jax.evaluation import ABSENT, PROTOCOLS, evaluate, ground_truth_from, parse_results
 from clipvis_jax.evaluation.video_ap import AREA_RANGES
 from clipvis_jax.masks import encode_rle
 
 HEIGHT, WIDTH, LENGTH = 24, 32, 3
 
 
+def read_truth(content):
+    """Read ground truth as commands do, from an annotation file; frames without names get some."""
+    videos = [{"file_names": ["x.jpg"] * video.get("length", 0)} | video for video in content["videos"]]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "truth.json")
+        path.write_text(json.dumps(content | {"videos": videos}))
+        return ground_truth_from(RawDataset(path, path.parent, name="ground truth"), may_be_empty=True)
+
+
 def score(ground_truth, results, protocol="ytvis", **options):
     """Score JSON contents."""
-    truth = parse_ground_truth(ground_truth)
+    truth = read_truth(ground_truth)
     return evaluate(truth, parse_results(results, truth, **options), PROTOCOLS[protocol])
 
 

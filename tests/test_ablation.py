@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -136,3 +137,14 @@ def test_command(model, dataset, tmp_path, capsys):
     assert [row["setting"] for row in rows if row["table"] == "K"] == ["1", "2"]
     assert main([*command, "--limit", "0"]) == 2
     assert "--limit 0" in capsys.readouterr().err
+
+
+def test_protocol_is_checked_before_the_work(dataset, tmp_path, capsys):
+    content = json.loads(dataset.path.read_text())
+    del content["categories"][0]["partition"]
+    path = dataset.path.parent / "plain.json"
+    path.write_text(json.dumps(content))
+    command = ["ablate", "--model", "missing", "--dataset", str(path), "--out", str(tmp_path / "out")]
+    assert main([*command, "--protocol", "lvvis"]) == 2
+    assert "plain: category 3 has no 'partition', by which the protocol 'lvvis'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ from clipvis_jax.commands.demo import print_tracks
 from clipvis_jax.data.catalog import open_dataset
 from clipvis_jax.data.shapes.classes import PARTITIONS
 from clipvis_jax.errors import InputError
-from clipvis_jax.evaluation import ground_truth_from, load_ground_truth, parse_results
+from clipvis_jax.evaluation import ground_truth_from, parse_results
 from clipvis_jax.evaluation.outcomes import track_outcomes
 
 FOLDER = Path(bundled.__file__).parent
@@ -183,7 +183,8 @@ def rows_of(printed):
 
 
 def test_every_track_is_printed_with_what_it_follows(wide, capsys):
-    dataset, truth = open_dataset(bundled.CLIP), load_ground_truth(bundled.CLIP)
+    dataset = open_dataset(bundled.CLIP)
+    truth = ground_truth_from(dataset)
     classes = {category.id: category for category in dataset.categories}
     objects = json.loads(bundled.CLIP.read_text())["annotations"]
     first, second = objects[:2]
@@ -203,7 +204,7 @@ def test_every_track_is_printed_with_what_it_follows(wide, capsys):
         found(0.7, first, first["category_id"]),
         found(0.6, first, first["category_id"], lost),
     ]
-    print_tracks(dataset, ground_truth_from(dataset), track_outcomes(truth, parse_results(results, truth)))
+    print_tracks(dataset, truth, track_outcomes(truth, parse_results(results, truth)))
 
     seen = {0: "base: masks, captions", 2: "novel: captions", 3: "unseen: neither"}
     (one, one_seen), (two, two_seen), *rest = [

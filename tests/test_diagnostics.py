@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from plain_evaluation import HEIGHT, LENGTH, WIDTH, pixels, random_case, score, small_case, track
+from plain_evaluation import HEIGHT, LENGTH, WIDTH, pixels, random_case, read_truth, score, small_case, track
 
-from clipvis_jax.evaluation import PROTOCOLS, evaluate, evaluate_classification, parse_ground_truth, parse_results
+from clipvis_jax.evaluation import PROTOCOLS, evaluate, evaluate_classification, parse_results
 from clipvis_jax.evaluation.diagnostics import video_scores
 from clipvis_jax.evaluation.outcomes import Confusion, confusions, instance_outcomes, track_outcomes
 
@@ -16,7 +16,7 @@ HALVES = (4, 4, 10, 5), (4, 9, 10, 5)
 
 def case(annotations, results, categories=4):
     """Read annotations and results of one video: (class, boxes) and (class, score, boxes)."""
-    truth = parse_ground_truth(
+    truth = read_truth(
         {
             "videos": [{"id": 1, "height": HEIGHT, "width": WIDTH, "length": LENGTH}],
             "categories": [{"id": i, "name": f"class {i}"} for i in range(1, categories + 1)],
@@ -92,7 +92,7 @@ def test_instance_and_track_without_pixels():
 def test_outcomes_on_pixels(seed):
     """The same on decoded masks, one pair and one frame at a time."""
     truth, results = random_case(seed)
-    parsed = parse_ground_truth(truth)
+    parsed = read_truth(truth)
     outcomes = {x.annotation.id: x for x in instance_outcomes(parsed, parse_results(results, parsed))}
     for annotation in truth["annotations"]:
         if annotation["iscrowd"]:
@@ -113,7 +113,7 @@ def test_outcomes_on_pixels(seed):
 
 def test_annotation_ids_may_repeat_from_video_to_video():
     truth, results = small_case()
-    parsed = parse_ground_truth(truth)
+    parsed = read_truth(truth)
     parsed = dataclasses.replace(parsed, annotations=[dataclasses.replace(a, id=1) for a in parsed.annotations])
     found = parse_results(results[:1], parsed)
     # Only the cat is found, so only cats are left to be named.
@@ -127,7 +127,7 @@ def test_annotation_ids_may_repeat_from_video_to_video():
 @pytest.mark.filterwarnings("ignore:.*annotation 0")
 def test_video_scores_equal_the_evaluation_of_each_video_alone(protocol):
     truth, results = random_case(5)
-    parsed = parse_ground_truth(truth)
+    parsed = read_truth(truth)
     scores = video_scores(parsed, parse_results(results, parsed), PROTOCOLS[protocol])
     assert scores
     for video_id in range(1, 7):
@@ -138,7 +138,7 @@ def test_video_scores_equal_the_evaluation_of_each_video_alone(protocol):
 
 def test_video_scores_by_hand():
     truth, results = small_case()
-    parsed = parse_ground_truth(truth)
+    parsed = read_truth(truth)
     # The second video's result has 7 of 12 columns: an overlap of 0.583, enough at 0.5 and 0.55 of ten thresholds.
     assert video_scores(parsed, parse_results(results, parsed), PROTOCOLS["ytvis"]) == pytest.approx({1: 1, 7: 0.2})
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +21,10 @@ from clipvis_jax.cli import main
 from clipvis_jax.data.catalog import open_dataset
 from clipvis_jax.dataset_run import DatasetFrames, RunFolder, order_by_size, predict_dataset
 from clipvis_jax.errors import InputError
+from clipvis_jax.evaluation.inputs import GroundTruth, Video, parse_results
 from clipvis_jax.evaluation.submission import write_submission
 from clipvis_jax.loading import load
+from clipvis_jax.masks import encode_rle
 from clipvis_jax.segmenter import InferenceConfig
 
 SIZE = "64"
@@ -86,6 +90,18 @@ def test_finished_videos_are_not_computed_again(finished, annotations, model, ca
     assert evaluate(annotations, finished, "--model", model, "--size", SIZE, "--no-report") == 0
     assert {path: path.stat().st_mtime_ns for path in (finished / "videos").iterdir()} == before
     assert (finished / "results.json").read_bytes() == results
+
+
+def test_overlays_may_be_asked_for_later(finished, annotations, model, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    out = tmp_path / "out"
+    before = {path.name: path.stat().st_mtime_ns for path in [*out.glob("videos/*"), *out.glob("overlays/*")]}
+    assert evaluate(annotations, out, "--model", model, "--size", SIZE, "--no-report", "--overlays", 2) == 0
+    assert (out / "overlays" / "11.mp4").stat().st_size > 0
+    assert not (out / "overlays" / "12.mp4").exists()
+    after = {path.name: path.stat().st_mtime_ns for path in [*out.glob("videos/*"), *out.glob("overlays/*")]}
+    assert {name for name in after if after[name] != before.get(name)} == {"000001.json", "11.mp4"}
+    assert (out / "results.json").read_bytes() == (finished / "results.json").read_bytes()
 
 
 def test_another_model_or_setting_is_refused(finished, annotations, model, capsys):
@@ -183,27 +199,89 @@ def test_empty_results_score_zero(annotations, tmp_path):
     assert metrics["metrics"]["ytvis"]["stats"]["AP"] == 0
 
 
-def test_test_set_gives_an_archive_and_no_scores(annotations, model, tmp_path, capsys):
+def test_limit_leaves_out_results_of_other_videos(annotations, tmp_path, capsys):
+    results = tmp_path / "results.json"
+    records = perfect_results(annotations)
+    results.write_text(json.dumps(records))
+    assert evaluate(annotations, tmp_path / "out", "--metrics-only", results, "--limit", 1, "--no-report") == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["metrics"]["ytvis"]["stats"]["AP"] == pytest.approx(1)
+    assert metrics["dataset"]["videos"] == 1
+    assert metrics["results"]["count"] == sum(record["video_id"] == 10 for record in records)
+    results.write_text(json.dumps([*records, records[0] | {"video_id": 99}]))
+    assert evaluate(annotations, tmp_path / "out", "--metrics-only", results, "--limit", 1, "--no-report") == 2
+    assert f"results[{len(records)}].video_id is 99; instances has no such video" in capsys.readouterr().err
+
+
+@pytest.fixture
+def test_set(annotations):
+    """The annotation file of a data set without annotations."""
     content = json.loads(annotations.read_text())
     del content["annotations"]
-    test_file = annotations.parent / "test.json"
-    test_file.write_text(json.dumps(content))
-    assert evaluate(test_file, tmp_path, "--model", model, "--size", SIZE, "--limit", 1) == 0
-    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+    path = annotations.parent / "test.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def read_archive(path):
+    with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["results.json"]
-        assert archive.read("results.json") == (tmp_path / "results.json").read_bytes()
+        return json.loads(archive.read("results.json"))
+
+
+def test_test_set_gives_an_archive_and_no_scores(test_set, model, tmp_path, capsys):
+    assert evaluate(test_set, tmp_path, "--model", model, "--size", SIZE, "--limit", 1) == 0
+    assert read_archive(tmp_path / "submission.zip") == json.loads((tmp_path / "results.json").read_text())
     assert "no public annotations" in capsys.readouterr().out
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_archive_of_results_that_are_there(test_set, annotations, tmp_path):
+    records = perfect_results(annotations)
+    records[0]["segmentations"][1] = None
+    tracks = tmp_path / "tracks.json"
+    named = [record | {"category_name": "x", "track_id": 1} for record in records]
+    tracks.write_text(json.dumps({"info": {}, "categories": CATEGORIES, "results": named}))
+    assert evaluate(test_set, tmp_path / "out", "--metrics-only", tracks) == 0
+    assert read_archive(tmp_path / "out" / "submission.zip") == records
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no results", "r.json: is not valid JSON"),
+        ("{}", "r.json: has no 'results'"),
+        ('[{"video_id": 10, "category_id": 4}]', "r.json: results[0].category_id is 4; test has no such category"),
+        ('[{"video_id": 9, "category_id": 3}]', "r.json: results[0].video_id is 9; test has no such video"),
+        (None, "r.json: cannot be read (No such file or directory)"),
+        ("folder", "r.json: cannot be read (Is a directory)"),
+    ],
+)
+def test_nothing_else_becomes_an_archive(test_set, tmp_path, capsys, content, message):
+    results = tmp_path / "r.json"
+    if content == "folder":
+        results.mkdir()
+    elif content is not None:
+        results.write_text(content)
+    assert evaluate(test_set, tmp_path / "out", "--metrics-only", results) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err.splitlines()[-1]
+    assert "ready for" not in printed.out
+    assert not (tmp_path / "out" / "submission.zip").exists()
+
+
 def test_archive_is_a_function_of_the_results_and_has_a_limit(tmp_path):
-    results = tmp_path / "results.json"
-    results.write_bytes(np.random.default_rng(0).bytes(50_000))
-    write_submission(tmp_path / "a.zip", results, max_megabytes=0.06)
-    write_submission(tmp_path / "b.zip", results)
+    rng = np.random.default_rng(0)
+    size = [200, 200]
+    masks = [encode_rle(rng.random(size) < 0.5) for _ in range(3)]
+    records = [{"video_id": 1, "category_id": 1, "score": 0.5, "segmentations": masks}]
+    truth = GroundTruth("truth", {1: Video(1, *size, 3)}, {1: {"id": 1}}, [])
+    results = parse_results(records, truth)
+    write_submission(tmp_path / "a.zip", results, truth.videos, max_megabytes=0.06)
+    write_submission(tmp_path / "b.zip", results, truth.videos)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
-    with pytest.raises(InputError, match=r"c\.zip: would have 0\.1 MB, but the server takes 0\.04 MB"):
-        write_submission(tmp_path / "c.zip", results, max_megabytes=0.04)
+    with pytest.raises(InputError, match=r"c\.zip: would have 0\.0 MB, but the server takes 0\.001 MB"):
+        write_submission(tmp_path / "c.zip", results, truth.videos, max_megabytes=0.001)
     assert not (tmp_path / "c.zip").exists()
 
 
@@ -219,7 +297,7 @@ def change(annotations, tmp_path, edit):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["videos"][0].update(width=151), "is 150x96 pixels, but the annotations say 151x96 for video 10"),
+        (lambda c: c["videos"][0].update(width=151), "(video 10) is 150x96 pixels, but the annotations say 151x96"),
         (lambda c: c["videos"][0]["file_names"].__setitem__(0, "v0/gone.png"), "gone.png"),
     ],
 )
@@ -244,6 +322,7 @@ def test_unusable_frames(annotations, model, tmp_path, capsys, edit, message):  
         (["--model", "m", "--metrics-only", "r"], "give either"),
         (["--metrics-only", "r", "--limit", "0"], "--limit 0: must be 1 or more"),
         (["--metrics-only", "r", "--overlays", "-1"], "--overlays -1: must be 0 or more"),
+        (["--metrics-only", "r", "--overlays", "1"], "--overlays: needs --model"),
         (["--metrics-only", "missing.json"], "missing.json: cannot be read"),
         (["--model", "missing_model"], "missing_model: no such folder"),
     ],
@@ -251,6 +330,38 @@ def test_unusable_frames(annotations, model, tmp_path, capsys, edit, message):  
 def test_unusable_options(annotations, tmp_path, capsys, options, message):
     assert evaluate(annotations, tmp_path / "out", *options) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_configuration_that_trains_clip_alone(annotations, tmp_path, capsys):
+    config = Path(__file__).parent.parent / "configs" / "shapes_clip.py"
+    assert main(["eval", str(config), "--model", "m", "--out", str(tmp_path)]) == 2
+    assert f"clipvis: error: {config}: trains CLIP alone" in capsys.readouterr().err
+
+
+def without_partition(content):
+    del content["categories"][1]["partition"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "options", "message"),
+    [
+        (without_partition, ["--protocol", "lvvis"], "category 5 has no 'partition', by which the protocol 'lvvis'"),
+        (lambda content: None, ["--burst-official"], "changed.json: has no 'sequences'; BURST's own metrics need"),
+    ],
+)
+def test_scoring_is_checked_before_the_work(annotations, model, tmp_path, capsys, edit, options, message):  # noqa: PLR0917
+    changed = change(annotations, tmp_path, edit)
+    options = ["--size", SIZE, "--images", annotations.parent / "JPEGImages", *options]
+    assert evaluate(changed, tmp_path / "out", "--model", model, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_trackeval_is_looked_for_before_the_work(annotations, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackeval", None)
+    assert evaluate(annotations, tmp_path / "out", "--model", model, "--burst-official") == 2
+    assert "pip install 'clipvis-jax[burst]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

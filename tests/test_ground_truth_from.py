@@ -1,4 +1,4 @@
-"""Ground truth from a data set gives the numbers that its annotation file gives, published or prepared."""
+"""Ground truth from a data set is the same, published or prepared, and as BURST's or converted."""
 
 import json
 
@@ -9,20 +9,13 @@ from conftest import GOLDENS
 from clipvis_jax import InputError
 from clipvis_jax.data.prepared import open_prepared, prepare
 from clipvis_jax.data.raw import RawDataset
-from clipvis_jax.evaluation import (
-    PROTOCOLS,
-    evaluate,
-    ground_truth_from,
-    load_ground_truth,
-    load_results,
-    parse_results,
-)
+from clipvis_jax.evaluation import PROTOCOLS, evaluate, ground_truth_from, load_results, parse_results
 
 CASES = sorted(path.name for path in (GOLDENS / "eval").iterdir())
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_annotation_file(tmp_path, case):
+def test_prepared_equals_the_annotation_file(tmp_path, case):
     """All official cases: crowds, missing frames, wrong areas, all encodings."""
     content = json.loads((GOLDENS / "eval" / case / "gt.json").read_text())
     for video in content["videos"]:
@@ -31,10 +24,9 @@ def test_equals_the_annotation_file(tmp_path, case):
     path = tmp_path / "truth.json"
     path.write_text(json.dumps(content))
     raw = RawDataset(path, tmp_path)
-    datasets = [raw, open_prepared(prepare(raw, tmp_path / "out"))]
-    truths = [load_ground_truth(path), *map(ground_truth_from, datasets)]
+    truths = [ground_truth_from(dataset) for dataset in (raw, open_prepared(prepare(raw, tmp_path / "out")))]
     for protocol in ("ytvis", "lvvis"):
-        expected, *found = (
+        expected, found = (
             evaluate(
                 truth,
                 load_results(GOLDENS / "eval" / case / "results.json", truth, compatible=True),
@@ -42,10 +34,9 @@ def test_equals_the_annotation_file(tmp_path, case):
             )
             for truth in truths
         )
-        for metrics in found:
-            assert metrics.stats == expected.stats
-            assert metrics.per_category == expected.per_category
-            assert metrics.groups == expected.groups
+        assert found.stats == expected.stats
+        assert found.per_category == expected.per_category
+        assert found.groups == expected.groups
 
 
 def test_burst_as_published_equals_the_conversion(tmp_path):
@@ -76,3 +67,5 @@ def test_first_videos_only(tmp_path):
     content = youtube_vis() | {"annotations": None}
     with pytest.raises(InputError, match="annotations: has no annotations, as test sets"):
         ground_truth_from(RawDataset(*write_dataset(tmp_path, content, frames=False)))
+    empty = ground_truth_from(RawDataset(*write_dataset(tmp_path, content, frames=False)), may_be_empty=True)
+    assert (set(empty.videos), set(empty.categories), empty.annotations) == ({2, 7}, {30, 4}, [])

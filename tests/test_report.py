@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from plain_evaluation import HEIGHT, LENGTH, WIDTH, random_case, small_case
+from plain_evaluation import HEIGHT, LENGTH, WIDTH, random_case, read_truth, small_case
 
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.errors import InputError
@@ -20,7 +20,6 @@ from clipvis_jax.evaluation import (
     evaluate,
     evaluate_classification,
     evaluate_segmentation,
-    parse_ground_truth,
     parse_results,
 )
 from clipvis_jax.evaluation.published import PUBLISHED, published_rows
@@ -102,7 +101,7 @@ class Page(HTMLParser):
 def make(path, case, protocol="lvvis", metrics=METRICS, **options):
     """Evaluate a case and write its report; return the page."""
     ground_truth, results = case
-    truth = parse_ground_truth(ground_truth)
+    truth = read_truth(ground_truth)
     found = parse_results(results, truth)
     rules = PROTOCOLS[protocol]
     write_report(
@@ -163,7 +162,7 @@ def test_classes_with_ground_truth_are_listed_with_their_groups(tmp_path):
 
 def test_further_scores_are_shown(tmp_path):
     case = small_case()
-    truth = parse_ground_truth(case[0])
+    truth = read_truth(case[0])
     other = evaluate(truth, parse_results(case[1], truth), PROTOCOLS["ytvis"])
     burst = {"all": {"HOTA": 0.123, "AP": -1.0}}
     page = make(tmp_path, case, other_protocols={"As YouTube-VIS": other}, burst=burst)
@@ -296,7 +295,7 @@ def test_unwritable_file_is_named(tmp_path):
 
 def test_areas_below_curves_are_the_scores():
     ground_truth, results = random_case(2)
-    truth = parse_ground_truth(ground_truth)
+    truth = read_truth(ground_truth)
     with pytest.warns(UserWarning, match="annotation 0"):
         metrics = evaluate(truth, parse_results(results, truth), PROTOCOLS["lvvis"])
     areas = {name: curve.mean() for name, curve in overlap_curves(metrics).items()}

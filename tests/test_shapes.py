@@ -39,7 +39,7 @@ from clipvis_jax.data.shapes.scenes import build_scene
 from clipvis_jax.data.shapes.splits import SPLITS, ShapesConfig, check_held_out
 from clipvis_jax.data.shapes.writing import write_ytvis
 from clipvis_jax.errors import InputError
-from clipvis_jax.evaluation.inputs import load_ground_truth
+from clipvis_jax.evaluation import ground_truth_from
 from clipvis_jax.text import PROMPT_TEMPLATES
 
 SMALL = ShapesConfig(split="val", size=96, frames=8)
@@ -494,7 +494,7 @@ def test_files_hold_what_the_data_set_draws(tmp_path):
     ]
     for index, frame in ((0, 0), (3, 7)):
         assert from_files.read_frame(index, frame) == dataset.read_frame(index, frame)
-    truth = load_ground_truth(written)
+    truth = ground_truth_from(from_files)
     assert len(truth.annotations) == sum(len(record.instances) for record in dataset)
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import trackeval
 from conftest import GOLDENS
+from plain_evaluation import read_truth
 from pycocotools import mask as coco_mask
 
 from clipvis_jax.data.rle import to_counts
-from clipvis_jax.evaluation import ABSENT, PROTOCOLS, evaluate, load_ground_truth, load_results
+from clipvis_jax.evaluation import ABSENT, PROTOCOLS, evaluate, load_results
 
 # Not those with results of other lengths, crowds, or overlaps at a threshold: trackeval has its own ways with them.
 CASES = ["c01_basic", "c05_absent_classes", "c06_area_ranges", "c07_maxdets", "c09_gt_formats"]
@@ -55,7 +56,7 @@ def test_equals_trackeval(case, tmp_path):
         }
     )
     raw = {name: dataset.get_raw_seq_data("ours", name) for name in dataset.seq_list}
-    truth = load_ground_truth(GOLDENS / "eval" / case / "gt.json")
+    truth = read_truth(json.loads((GOLDENS / "eval" / case / "gt.json").read_text()))
     results = load_results(GOLDENS / "eval" / case / "results.json", truth)
     metrics = evaluate(truth, results, PROTOCOLS["ytvis"])
     for category_id, scores in metrics.per_category.items():

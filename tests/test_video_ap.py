@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from conftest import GOLDENS
-from plain_evaluation import LENGTH, plain_score, random_case, rectangle, score, small_case, track
+from plain_evaluation import LENGTH, plain_score, random_case, read_truth, rectangle, score, small_case, track
 
 from clipvis_jax import InputError
 from clipvis_jax.evaluation import (
@@ -15,9 +15,7 @@ from clipvis_jax.evaluation import (
     evaluate_class_agnostic,
     evaluate_classification,
     evaluate_segmentation,
-    load_ground_truth,
     load_results,
-    parse_ground_truth,
     parse_results,
 )
 from clipvis_jax.evaluation.video_ap import STATS, match_tracks
@@ -34,7 +32,7 @@ CASES = sorted(path.name for path in (GOLDENS / "eval").iterdir())
 def test_equals_the_official_code(case, protocol):
     folder = GOLDENS / "eval" / case
     expected = json.loads((folder / "expected.json").read_text())[protocol]
-    truth = load_ground_truth(folder / "gt.json")
+    truth = read_truth(json.loads((folder / "gt.json").read_text()))
     metrics = evaluate(truth, load_results(folder / "results.json", truth, compatible=True), PROTOCOLS[protocol])
     assert metrics.stats == pytest.approx(expected["stats"], abs=1e-12, rel=0)
     absent = dict.fromkeys(STATS, ABSENT)
@@ -51,7 +49,7 @@ def test_equals_the_official_code(case, protocol):
 @pytest.mark.parametrize("case", CASES)
 def test_only_the_case_with_other_lengths_needs_compatible_mode(case):
     folder = GOLDENS / "eval" / case
-    truth = load_ground_truth(folder / "gt.json")
+    truth = read_truth(json.loads((folder / "gt.json").read_text()))
     if case == "c02_missing_frames":
         with pytest.raises(InputError, match=r"results.json: results\[26\].segmentations has 3 masks.* 6 frames"):
             load_results(folder / "results.json", truth)
@@ -113,7 +111,7 @@ def test_groups_go_by_category_id_and_may_be_given():
         record["category_id"] *= 10
     for category in ground_truth["categories"]:
         category["id"] *= 10
-    truth = parse_ground_truth(ground_truth)
+    truth = read_truth(ground_truth)
     found = parse_results(results, truth)
     groups = evaluate(truth, found, PROTOCOLS["ytvis"], groups={"seen": [10], "new": {20, 30}, "none": ()}).groups
     assert {name: scores["AP"] for name, scores in groups.items()} == pytest.approx(
@@ -192,7 +190,7 @@ def test_compatible_mode_leaves_out_masks_of_other_sizes():
     ):
         score(ground_truth, results)
     assert score(ground_truth, results, compatible=True).per_category[1]["AP"] == pytest.approx(1)
-    found = parse_results(results, parse_ground_truth(ground_truth), compatible=True)[0].track
+    found = parse_results(results, read_truth(ground_truth), compatible=True)[0].track
     assert found.counts[0] is None  # pycocotools would not return from comparing it
     assert found.areas.tolist() == [45, 100, 0]
     assert found.mean_area == 72.5
@@ -219,7 +217,7 @@ def test_compatible_mode_drops_unknown_classes():
 def test_class_agnostic_scores_tracks_whatever_their_class():
     ground_truth, results = small_case()
     del results[1]
-    truth = parse_ground_truth(ground_truth)
+    truth = read_truth(ground_truth)
     metrics = evaluate_class_agnostic(truth, parse_results(results, truth), PROTOCOLS["lvvis"])
     assert metrics.stats["AP"] == pytest.approx(1)
     assert metrics.groups == {}
@@ -234,7 +232,7 @@ def test_class_agnostic_scores_tracks_whatever_their_class():
 def test_class_agnostic_recall_of_groups():
     """Neither annotations of other groups nor tracks on nothing count; precision would depend on a group's size."""
     ground_truth, results = small_case()
-    truth = parse_ground_truth(ground_truth)
+    truth = read_truth(ground_truth)
     cat, dog = (annotation["category_id"] for annotation in ground_truth["annotations"][:2])
     nothing = results[0] | {"score": 0.99, "segmentations": track((15, 15, 5, 5), None, None)}
     for protocol in ("ytvis", "lvvis"):
@@ -251,7 +249,7 @@ def test_class_agnostic_recall_of_groups():
 
 def test_segmentation_scores_masks_whatever_the_names():
     ground_truth, results = small_case()
-    truth = parse_ground_truth(ground_truth)
+    truth = read_truth(ground_truth)
 
     def ap(records):
         return evaluate_segmentation(truth, parse_results(records, truth), PROTOCOLS["lvvis"]).stats["AP"]
@@ -268,7 +266,7 @@ def test_segmentation_scores_masks_whatever_the_names():
 
 def test_classification_scores_names_whatever_the_masks():
     ground_truth, results = small_case()
-    truth = parse_ground_truth(ground_truth)
+    truth = read_truth(ground_truth)
 
     def ap(records):
         return evaluate_classification(truth, parse_results(records, truth), PROTOCOLS["lvvis"]).stats["AP"]

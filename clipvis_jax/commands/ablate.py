@@ -78,6 +78,7 @@ class Ablate:
             check_held_out(dataset.name)
             if not dataset.has_annotations:
                 raise InputError(f"{self.dataset}: has no annotations, so settings cannot be compared on it")
+            protocols, groups = scoring_rules(dataset, self.protocol)
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
             enable_compilation_cache()
             segmenter = load(self.model, config=InferenceConfig(size=self.size, temp_dir=self.out))
@@ -104,7 +105,6 @@ class Ablate:
         )
 
         ground_truth = ground_truth_from(dataset, count)
-        protocols, groups = scoring_rules(dataset, self.protocol)
         scores = {}
         for key, run in tqdm(runs.items(), "scoring", unit="setting"):
             records = [record for index in range(count) for record in run.read(index)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from clipvis_jax.data.records import Dataset
-    from clipvis_jax.evaluation.inputs import Result
+    from clipvis_jax.evaluation.inputs import GroundTruth, Result
     from clipvis_jax.segmenter import InferenceConfig
 
 
@@ -98,6 +98,8 @@ class Evaluate:
                 raise InputError(f"--{option} {value}: must be 1 or more")
         if self.overlays < 0:
             raise InputError(f"--overlays {self.overlays}: must be 0 or more")
+        if self.overlays > 0 and self.model is None:
+            raise InputError("--overlays: needs --model; --metrics-only runs none, so there is nothing to draw")
         with stopping_at_once():
             from clipvis_jax.data.catalog import check_held_out, open_dataset
             from clipvis_jax.distributed import start_processes, wait_for_all
@@ -113,7 +115,7 @@ class Evaluate:
 
                 experiment = load_config(self.config)
                 if not isinstance(experiment, ClipVisExperiment):
-                    raise InputError(f"--config {self.config}: trains CLIP alone; give a configuration of CLIP-VIS")
+                    raise InputError(f"{self.config}: trains CLIP alone; give a configuration of CLIP-VIS")
                 evaluation = experiment.evaluation
                 name, inference = name or evaluation.dataset, evaluation.inference
             if name is None:
@@ -126,6 +128,7 @@ class Evaluate:
                 show_progress=self._is_first_process(),
             )
             check_held_out(dataset.name)
+            self._check_scoring(dataset)
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
             prepare_output_dir(self.out)
         provenance: dict[str, Any] = {
@@ -138,6 +141,26 @@ class Evaluate:
         if self._is_first_process():
             self._score(dataset, count, results, provenance)
         wait_for_all("scored")
+
+    def _check_scoring(self, dataset: "Dataset") -> None:
+        """Notice before the work what would make scoring fail after it."""
+        from clipvis_jax.evaluation import scoring_rules
+        from clipvis_jax.evaluation.burst_official import check_burst
+
+        if dataset.has_annotations:
+            scoring_rules(dataset, self.protocol)
+        if self.burst_official:
+            check_burst(self._burst_file(dataset))
+
+    @staticmethod
+    def _burst_file(dataset: "Dataset") -> Path:
+        from clipvis_jax.data.raw import RawDataset
+
+        if not isinstance(dataset, RawDataset):
+            raise InputError(
+                "--burst-official: needs BURST's own annotation file; give that instead of a prepared folder"
+            )
+        return dataset.path
 
     @staticmethod
     def _is_first_process() -> bool:
@@ -170,13 +193,24 @@ class Evaluate:
         run = RunFolder(self.out, identity)
         quiet = not self._is_first_process()
 
-        def draw(index: int, result: VideoResult, frames: DatasetFrames) -> None:
-            if index < self.overlays:
-                path = self.out / "overlays" / f"{frames.record.id}.mp4"
-                path.parent.mkdir(exist_ok=True)
-                write_overlay(path, result, frames, FrameSelection(), show_progress=False)
+        # The first videos, by their position in the data set.
+        overlays = [self.out / "overlays" / f"{dataset[i].id}.mp4" for i in range(min(self.overlays, count))]
 
-        predict_dataset(segmenter, dataset, run, count, top_k=self.top_k, on_result=draw, show_progress=not quiet)
+        def draw(index: int, result: VideoResult, frames: DatasetFrames) -> None:
+            if index < len(overlays):
+                overlays[index].parent.mkdir(exist_ok=True)
+                write_overlay(overlays[index], result, frames, FrameSelection(), show_progress=False)
+
+        predict_dataset(
+            segmenter,
+            dataset,
+            run,
+            count,
+            top_k=self.top_k,
+            on_result=draw,
+            is_complete=lambda index: index >= len(overlays) or overlays[index].is_file(),
+            show_progress=not quiet,
+        )
         wait_for_all("videos")
         if not quiet:
             run.merge(self.out / "results.json", range(count), show_progress=True)
@@ -194,46 +228,46 @@ class Evaluate:
         }
 
     def _score(self, dataset: "Dataset", count: int, results_file: Path, provenance: dict[str, Any]) -> None:
-        """Score a results file, and write all that is not a result of a single video."""
+        """Check and score a results file, and write all that is not a result of a single video."""
         from clipvis_jax.data.catalog import CATALOG
+        from clipvis_jax.evaluation import ground_truth_from, load_results
         from clipvis_jax.evaluation.submission import write_submission
+        from clipvis_jax.state_dicts import file_sha256
 
         entry = CATALOG.get(dataset.name)
         server = entry.server if entry is not None else None
+        ground_truth = ground_truth_from(dataset, count, may_be_empty=True)
+        # A file that is given may hold results of all videos, also with --limit.
+        others = set() if self.metrics_only is None else {dataset[i].id for i in range(count, len(dataset))}
+        results = load_results(results_file, ground_truth, compatible=self.compatible, other_videos=others)
         written = [results_file] if self.metrics_only is None else []
         if server is not None or not dataset.has_annotations:
             limit = server.zip_limit / 1e6 if server is not None and server.zip_limit is not None else None
             archive = self.out / "submission.zip"
-            write_submission(archive, results_file, max_megabytes=self.max_zip_mb or limit)
+            write_submission(archive, results, ground_truth.videos, max_megabytes=self.max_zip_mb or limit)
             written.append(archive)
             print(f"{archive}: ready for {f'{server.name}, {server.url}' if server is not None else 'a server'}")
         if dataset.has_annotations:
-            written += self._score_results(dataset, count, results_file, provenance)
+            provenance |= {"results": {"count": len(results), "sha256": file_sha256(results_file)}}
+            written += self._score_results(dataset, ground_truth, results, provenance)
         else:
             print(f"{dataset.name} has no public annotations, so there are no scores here")
         print("wrote " + ", ".join(str(path) for path in written))
 
     def _score_results(
-        self, dataset: "Dataset", count: int, results_file: Path, provenance: dict[str, Any]
+        self, dataset: "Dataset", ground_truth: "GroundTruth", results: "list[Result]", provenance: dict[str, Any]
     ) -> list[Path]:
         """Compute the metrics, print them, and write metrics.json and the report."""
-        from clipvis_jax.evaluation import ground_truth_from, load_results, scoring_rules
+        from clipvis_jax.evaluation import scoring_rules
         from clipvis_jax.evaluation.published import published_rows
         from clipvis_jax.evaluation.report import write_report
         from clipvis_jax.evaluation.summary import print_summary, summarize, summary_to_json
         from clipvis_jax.files import atomic_path
-        from clipvis_jax.state_dicts import file_sha256
 
         protocols, groups = scoring_rules(dataset, self.protocol)
-        ground_truth = ground_truth_from(dataset, count)
-        results = load_results(results_file, ground_truth, compatible=self.compatible)
         summary = summarize(ground_truth, results, protocols, groups=groups, show_progress=True)
-        print_summary(summary, title=f"{dataset.name}, {count} of {len(dataset)} videos")
-        content = {
-            **summary_to_json(summary, ground_truth),
-            **provenance,
-            "results": {"count": len(results), "sha256": file_sha256(results_file)},
-        }
+        print_summary(summary, title=f"{dataset.name}, {len(ground_truth.videos)} of {len(dataset)} videos")
+        content = {**summary_to_json(summary, ground_truth), **provenance}
         burst = None
         if self.burst_official:
             burst = content["burst_official"] = self._burst_official(dataset, results, ground_truth.videos)
@@ -260,21 +294,15 @@ class Evaluate:
             )
         return written
 
-    @staticmethod
     def _burst_official(
-        dataset: "Dataset", results: "list[Result]", video_ids: "Collection[int]"
+        self, dataset: "Dataset", results: "list[Result]", video_ids: "Collection[int]"
     ) -> dict[str, dict[str, float]]:
         from rich.console import Console
         from rich.table import Table
 
-        from clipvis_jax.data.raw import RawDataset
         from clipvis_jax.evaluation.burst_official import METRICS, evaluate_burst
 
-        if not isinstance(dataset, RawDataset):
-            raise InputError(
-                "--burst-official: needs BURST's own annotation file; give that instead of a prepared folder"
-            )
-        scores = evaluate_burst(dataset.path, results, video_ids=video_ids, show_progress=True)
+        scores = evaluate_burst(self._burst_file(dataset), results, video_ids=video_ids, show_progress=True)
         table = Table(title=f"{dataset.name}, BURST's own metrics", title_justify="left")
         for name in ("%", *METRICS):
             table.add_column(name, justify="right")

@@ -17,12 +17,12 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from clipvis_jax.data.frames import decode_frame
 from clipvis_jax.data.read_ahead import read_ahead
 from clipvis_jax.data.records import Dataset, VideoRecord
 from clipvis_jax.data.sampling import ExampleOrder, example_rng, make_example_order, usable_instances
 from clipvis_jax.data.transforms import LargeScaleJitter, ShortSideResize
 from clipvis_jax.errors import InputError
-from clipvis_jax.images import decode_image
 
 _STRIDE = 32
 """The network's coarsest feature map has one pixel for so many of the input."""
@@ -298,8 +298,8 @@ class _BatchSource:
             frame = int(rng.integers(record.length))
             try:
                 return self._view(rng, record, video, frame)
-            except (InputError, OSError) as error:
-                skipped.append((video, frame, f"{self.dataset.name}: {record.file_names[frame]}: {error}"))
+            except InputError as error:
+                skipped.append((video, frame, str(error)))
         raise InputError(f"{len(skipped)} frames in a row cannot be used, the last: {skipped[-1][2]}")
 
     def _view(self, rng: np.random.Generator, record: VideoRecord, video: int, frame: int) -> _Example:
@@ -307,19 +307,17 @@ class _BatchSource:
 
         Raises:
             InputError: It cannot be used.
-            OSError: It cannot be read.
         """
-        pixels = decode_image(self.dataset.read_frame(video, frame), "its file")
-        if pixels.shape[:2] != (record.height, record.width):
-            raise InputError(
-                f"is {pixels.shape[1]}x{pixels.shape[0]} pixels, not {record.width}x{record.height} as annotated"
-            )
+        pixels = decode_frame(self.dataset, video, frame, record)
         view = self.config.augmentation.draw(rng, (record.height, record.width), self.config.image_size)
-        masks = [
-            view.mask(mask)
-            for instance in usable_instances(record.instances)
-            if (mask := instance.masks[frame]) is not None
-        ]
+        try:
+            masks = [
+                view.mask(mask)
+                for instance in usable_instances(record.instances)
+                if (mask := instance.masks[frame]) is not None
+            ]
+        except InputError as error:
+            raise InputError(f"{self.dataset.name}: {record.file_names[frame]}: {error}") from error
         # Differs from the authors' code: they keep an outline that is too thin to cover a pixel, as an empty mask.
         masks = [mask for mask in masks if mask.any()]
         num_cut_off = max(len(masks) - self.config.max_instances, 0)

@@ -5,13 +5,7 @@ from clipvis_jax.evaluation.diagnostics import (
     evaluate_classification,
     evaluate_segmentation,
 )
-from clipvis_jax.evaluation.inputs import (
-    ground_truth_from,
-    load_ground_truth,
-    load_results,
-    parse_ground_truth,
-    parse_results,
-)
+from clipvis_jax.evaluation.inputs import ground_truth_from, load_results, parse_results
 from clipvis_jax.evaluation.protocols import PROTOCOLS, Protocol, scoring_rules
 from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate, percent
 
@@ -25,9 +19,7 @@ __all__ = [
     "evaluate_classification",
     "evaluate_segmentation",
     "ground_truth_from",
-    "load_ground_truth",
     "load_results",
-    "parse_ground_truth",
     "parse_results",
     "percent",
     "scoring_rules",

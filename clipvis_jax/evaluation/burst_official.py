@@ -52,6 +52,16 @@ _FIELDS = (
 )
 
 
+def check_burst(annotations: str | Path) -> None:
+    """Make sure that `evaluate_burst` can score by an annotation file, before there are results.
+
+    Raises:
+        InputError: trackeval is not installed, or the file is not in BURST's original format or has no ground truth.
+    """
+    _import_trackeval()
+    _load_sequences(annotations, None)
+
+
 def evaluate_burst(
     annotations: str | Path,
     results: Sequence[Result],

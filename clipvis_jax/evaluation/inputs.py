@@ -1,20 +1,17 @@
-"""Ground truth and results in YouTube-VIS format, checked and ready to be scored."""
+"""Ground truth of data sets, and results in YouTube-VIS format: checked and ready to be scored."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from clipvis_jax.data.fields import field, finite, integer_field, list_field, load_json, number_field, show
+from clipvis_jax.data.fields import field, integer_field, list_field, load_json, number_field, show
 from clipvis_jax.data.records import Category, Dataset, Mask
 from clipvis_jax.data.rle import measure, to_counts
 from clipvis_jax.errors import InputError
-
-_MAX_SIDE = 2**15
-"""Longest side of a video in pixels; pycocotools counts the pixels of a frame with 32 bits."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ class MaskTrack:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Annotation:
-    """A true instance. ``areas`` are those of the file, which need not agree with the masks; None if it has none."""
+    """A true instance. ``areas`` are the data set's, which need not agree with the masks; None if it has none."""
 
     id: int
     video_id: int
@@ -71,7 +68,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class GroundTruth:
-    """True instances of a set of videos. ``categories`` are the file's records by id; ``source`` names the file."""
+    """True instances of a set of videos. ``categories`` are their fields by id; ``source`` names the data set."""
 
     source: str
     videos: dict[int, Video]
@@ -79,68 +76,19 @@ class GroundTruth:
     annotations: list[Annotation]
 
 
-def load_ground_truth(path: str | Path) -> GroundTruth:
-    """Read annotations in YouTube-VIS format (YouTube-VIS, OVIS, LV-VIS, converted BURST, your own).
-
-    Raises:
-        InputError: See `parse_ground_truth`; or the file cannot be read.
-    """
-    return parse_ground_truth(load_json(path), source=str(path))
-
-
-def parse_ground_truth(data: Any, source: str = "ground truth") -> GroundTruth:
-    """Check annotations in YouTube-VIS format.
-
-    A video needs ``id``, ``height``, ``width`` and ``length`` (or ``file_names``), a category ``id``, an annotation
-    ``id``, ``video_id``, ``category_id`` and ``segmentations``; ``iscrowd`` is 0 and ``areas`` follow from the masks
-    where they are missing. Masks may be polygons, run lengths or compressed run lengths, frame by frame.
+def ground_truth_from(dataset: Dataset, count: int | None = None, *, may_be_empty: bool = False) -> GroundTruth:
+    """Read the true instances of a data set's first videos, of all by default.
 
     Args:
-        data: The content of the JSON file.
-        source: What messages call it.
-
-    Raises:
-        InputError: A record or field is missing or wrong, an id appears twice or refers to nothing, a mask differs
-            in size from its video or a track in length.
-    """
-    if not isinstance(data, Mapping):
-        raise InputError(f"{source}: is not an object with 'videos', 'categories' and 'annotations'")
-    if "videos" not in data:
-        hint = "looks like a COCO image file" if "images" in data else "is not in YouTube-VIS format"
-        raise InputError(f"{source}: has no 'videos' ({hint}); give annotations in YouTube-VIS format")
-    if data.get("annotations") is None:
-        raise InputError(f"{source}: has no 'annotations', as files of test sets; scores need ground truth")
-    videos = {
-        number: _parse_video(record, number, where)
-        for number, where, record in _numbered(field(data, "videos", f"{source}:"), f"{source}: videos")
-    }
-    categories = {
-        number: record
-        for number, _, record in _numbered(field(data, "categories", f"{source}:"), f"{source}: categories")
-    }
-    annotations, pending = [], []
-    for number, where, record in _numbered(data["annotations"], f"{source}: annotations"):
-        video, category_id = _references(record, where, videos, categories, source)
-        segmentations = list_field(record, "segmentations", where)
-        pending.append(_Pending(where, video, segmentations))
-        is_crowd = bool(record.get("iscrowd", False))
-        annotations.append((number, video.id, category_id, is_crowd, _parse_areas(record, where, video.length)))
-    tracks = _read_tracks(pending, compatible=False)
-    return GroundTruth(
-        source,
-        videos,
-        categories,
-        [Annotation(*fields, track) for fields, track in zip(annotations, tracks, strict=True)],
-    )
-
-
-def ground_truth_from(dataset: Dataset, count: int | None = None) -> GroundTruth:
-    """Read the true instances of a data set's first videos, of all by default.
+        dataset: The data set.
+        count: Number of videos; None: all.
+        may_be_empty: Accept a data set without annotations, as test sets. Results can be checked against its videos
+            and categories, but not scored.
 
     Raises:
         InputError: The data set has no annotations, or counts of a mask do not add up to its size.
     """
-    if not dataset.has_annotations:
+    if not dataset.has_annotations and not may_be_empty:
         raise InputError(f"{dataset.name}: has no annotations, as test sets; scores need ground truth")
     videos, annotations, pending = {}, [], []
     for index in range(len(dataset) if count is None else count):
@@ -157,7 +105,7 @@ def ground_truth_from(dataset: Dataset, count: int | None = None) -> GroundTruth
     return GroundTruth(
         dataset.name,
         videos,
-        {category.id: _category_fields(category) for category in dataset.categories},
+        {category.id: category_fields(category) for category in dataset.categories},
         [Annotation(*fields, track) for fields, track in zip(annotations, tracks, strict=True)],
     )
 
@@ -168,12 +116,14 @@ def _plain_mask(mask: Mask | None, size: list[int]) -> Any:
     return {"size": size, "counts": mask} if isinstance(mask, str) else [list(part) for part in mask]
 
 
-def _category_fields(category: Category) -> dict[str, Any]:
+def category_fields(category: Category) -> dict[str, Any]:
     """Return what is known of a class, as annotation files have it."""
     return {name: value for name, value in dataclasses.asdict(category).items() if value not in (None, ())}
 
 
-def load_results(path: str | Path, ground_truth: GroundTruth, *, compatible: bool = False) -> list[Result]:
+def load_results(
+    path: str | Path, ground_truth: GroundTruth, *, compatible: bool = False, other_videos: Collection[int] = ()
+) -> list[Result]:
     """Read results: a YouTube-VIS results file, or the tracks.json of ``clipvis predict``.
 
     Raises:
@@ -186,7 +136,7 @@ def load_results(path: str | Path, ground_truth: GroundTruth, *, compatible: boo
         _check_names(data, ground_truth, str(path))
     else:
         records = data
-    return parse_results(records, ground_truth, source=str(path), compatible=compatible)
+    return parse_results(records, ground_truth, str(path), compatible=compatible, other_videos=other_videos)
 
 
 def parse_results(
@@ -195,6 +145,7 @@ def parse_results(
     source: str = "results",
     *,
     compatible: bool = False,
+    other_videos: Collection[int] = (),
 ) -> list[Result]:
     """Check results in YouTube-VIS format.
 
@@ -208,6 +159,7 @@ def parse_results(
         compatible: Accept what the official code accepts, with its consequences: of a track whose length differs
             from its video's, only the frames that both have count; a mask of another size leaves its frame out;
             results of unknown classes are dropped.
+        other_videos: Ids of videos that the ground truth leaves out; their results are dropped.
 
     Raises:
         InputError: A record or field is missing or wrong, a score is not finite, an id refers to nothing, the
@@ -218,12 +170,15 @@ def parse_results(
     results, pending = [], []
     for index, record in enumerate(records):
         where = f"{source}: results[{index}]"
-        if compatible and field(record, "category_id", where) not in ground_truth.categories:
+        video_id, category_id = (integer_field(record, name, where) for name in ("video_id", "category_id"))
+        if video_id in other_videos or (compatible and category_id not in ground_truth.categories):
             continue
-        video, category_id = _references(
-            record, where, ground_truth.videos, ground_truth.categories, ground_truth.source
-        )
-        results.append((video.id, category_id, number_field(record, "score", where)))
+        if video_id not in ground_truth.videos:
+            raise InputError(f"{where}.video_id is {video_id}; {ground_truth.source} has no such video")
+        if category_id not in ground_truth.categories:
+            raise InputError(f"{where}.category_id is {category_id}; {ground_truth.source} has no such category")
+        video = ground_truth.videos[video_id]
+        results.append((video_id, category_id, number_field(record, "score", where)))
         pending.append(_Pending(where, video, list_field(record, "segmentations", where)))
     tracks = _read_tracks(pending, compatible)
     return [Result(*fields, track) for fields, track in zip(results, tracks, strict=True)]
@@ -240,38 +195,6 @@ def _numbered(records: object, where: str) -> Iterator[tuple[int, str, Mapping[s
             raise InputError(f"{where}[{index}].id is {number}, which an earlier record has already")
         seen.add(number)
         yield number, f"{where}[{index}]", record
-
-
-def _parse_video(record: Any, number: int, where: str) -> Video:
-    height, width = (integer_field(record, name, where, 1, _MAX_SIDE) for name in ("height", "width"))
-    if "length" in record or "file_names" not in record:
-        return Video(number, height, width, integer_field(record, "length", where, 1))
-    return Video(number, height, width, len(list_field(record, "file_names", where)))
-
-
-def _references(
-    record: Any,
-    where: str,
-    videos: Mapping[int, Video],
-    categories: Mapping[int, Mapping[str, Any]],
-    source: str,
-) -> tuple[Video, int]:
-    """Look up the video and the category of an annotation or result."""
-    video_id, category_id = (integer_field(record, name, where) for name in ("video_id", "category_id"))
-    if video_id not in videos:
-        raise InputError(f"{where}.video_id is {video_id}; {source} has no such video")
-    if category_id not in categories:
-        raise InputError(f"{where}.category_id is {category_id}; {source} has no such category")
-    return videos[video_id], category_id
-
-
-def _parse_areas(record: Any, where: str, length: int) -> list[float | None] | None:
-    if record.get("areas") is None:
-        return None
-    areas = list_field(record, "areas", where)
-    if len(areas) != length:
-        raise InputError(f"{where}.areas has {len(areas)} numbers for {length} frames")
-    return [None if x is None else finite(x, f"{where}.areas[{t}]") for t, x in enumerate(areas)]
 
 
 def _check_names(data: Mapping[str, Any], ground_truth: GroundTruth, source: str) -> None:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from clipvis_jax.data.catalog import CATALOG, DRAWN
 from clipvis_jax.data.records import Dataset
+from clipvis_jax.errors import InputError
+from clipvis_jax.evaluation.inputs import category_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,29 @@ PROTOCOLS = {protocol.name: protocol for protocol in (YTVIS, LVVIS, BURST_CLIPVI
 """All protocols by name."""
 
 
+def group_members(categories: Mapping[int, Mapping[str, Any]], protocol: Protocol, source: str) -> dict[str, set[int]]:
+    """Return the ids of the categories in each of a protocol's groups.
+
+    Args:
+        categories: Fields of the categories by id, as in `GroundTruth`.
+        protocol: The protocol.
+        source: Where the categories are from, for messages.
+
+    Raises:
+        InputError: A category lacks the field by which the protocol groups.
+    """
+    members: dict[str, set[int]] = {}
+    for name, (field, values) in protocol.groups.items():
+        for category_id, record in categories.items():
+            if field not in record:
+                raise InputError(
+                    f"{source}: category {category_id} has no '{field}', by which the protocol '{protocol.name}' "
+                    "tells its groups; choose another protocol"
+                )
+        members[name] = {i for i, record in categories.items() if record[field] in values}
+    return members
+
+
 def scoring_rules(dataset: Dataset, name: str | None = None) -> tuple[list[Protocol], dict[str, set[int]]]:
     """Say how a data set is scored.
 
@@ -76,12 +101,18 @@ def scoring_rules(dataset: Dataset, name: str | None = None) -> tuple[list[Proto
 
     Returns:
         The protocols, the main one first, and further groups of category ids to report, by name.
+
+    Raises:
+        InputError: A category lacks the field by which a protocol groups.
     """
     entry = CATALOG.get(dataset.name)
     known = entry or DRAWN.get(dataset.name)
     main = PROTOCOLS[name or (known.protocol if known is not None else None) or YTVIS.name]
     # The authors' way of scoring BURST takes surplus results for right, so the ordinary one stands beside it.
     protocols = [main, YTVIS] if main is BURST_CLIPVIS else [main]
+    categories = {category.id: category_fields(category) for category in dataset.categories}
+    for protocol in protocols:
+        group_members(categories, protocol, dataset.name)
     if entry is None or not entry.novel_names:
         return protocols, {}
     novel = {category.id for category in dataset.categories if category.name in entry.novel_names}

@@ -1,21 +1,27 @@
 """The archive that evaluation servers take: results.json at the root of a zip."""
 
+import json
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipvis_jax.errors import InputError
+from clipvis_jax.evaluation.inputs import Result, Video
 from clipvis_jax.files import atomic_path
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """A fixed time, so that the same results give the same archive."""
 
 
-def write_submission(path: Path, results: Path, *, max_megabytes: float | None = None) -> None:
-    """Compress a results file for an evaluation server.
+def write_submission(
+    path: Path, results: Sequence[Result], videos: Mapping[int, Video], *, max_megabytes: float | None = None
+) -> None:
+    """Write results for an evaluation server: a list in YouTube-VIS format, compressed.
 
     Args:
         path: The archive to write.
-        results: Results in YouTube-VIS format.
+        results: What was found.
+        videos: The videos of the results, by id.
         max_megabytes: The server's limit, in units of 10**6 bytes; None if there is none.
 
     Raises:
@@ -27,14 +33,27 @@ def write_submission(path: Path, results: Path, *, max_megabytes: float | None =
         entry.external_attr = 0o644 << 16
         with (
             zipfile.ZipFile(temporary, "w", compresslevel=9) as archive,
-            results.open("rb") as source,
             archive.open(entry, "w", force_zip64=True) as target,
         ):
-            while block := source.read(1 << 20):
-                target.write(block)
+            # One by one: the text of all results may be large.
+            target.write(b"[")
+            for index, result in enumerate(results):
+                text = json.dumps(_record(result, videos[result.video_id].size))
+                target.write(f"{',' if index else ''}\n{text}".encode())
+            target.write(b"\n]\n")
         size = temporary.stat().st_size / 1e6
         if max_megabytes is not None and size > max_megabytes:
             raise InputError(
                 f"{path}: would have {size:.1f} MB, but the server takes {max_megabytes:g} MB; "
                 "lower --top-k, or raise --max-zip-mb if the server takes more"
             )
+
+
+def _record(result: Result, size: list[int]) -> dict[str, object]:
+    masks = [None if counts is None else {"size": size, "counts": counts} for counts in result.track.counts]
+    return {
+        "video_id": result.video_id,
+        "category_id": result.category_id,
+        "score": result.score,
+        "segmentations": masks,
+    }

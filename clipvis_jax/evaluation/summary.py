@@ -13,14 +13,13 @@ from clipvis_jax.evaluation.diagnostics import (
     evaluate_segmentation,
 )
 from clipvis_jax.evaluation.inputs import GroundTruth, Result
-from clipvis_jax.evaluation.protocols import Protocol
+from clipvis_jax.evaluation.protocols import Protocol, group_members
 from clipvis_jax.evaluation.video_ap import (
     MAX_RESULTS,
     STATS,
     THRESHOLDS,
     VideoMetrics,
     evaluate,
-    group_members,
     percent,
 )
 
@@ -58,7 +57,7 @@ def summarize(
         InputError: See `evaluate`.
     """
     main = protocols[0]
-    all_groups = group_members(ground_truth, main) | dict(groups or {})
+    all_groups = group_members(ground_truth.categories, main, ground_truth.source) | dict(groups or {})
     return Summary(
         tuple(
             evaluate(ground_truth, results, protocol, groups=groups, show_progress=show_progress)

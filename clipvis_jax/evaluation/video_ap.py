@@ -17,7 +17,7 @@ from tqdm import tqdm
 from clipvis_jax.data.rle import empty_mask, overlaps
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result, Video
-from clipvis_jax.evaluation.protocols import Protocol
+from clipvis_jax.evaluation.protocols import Protocol, group_members
 
 ABSENT = -1.0
 """A score that does not exist: there is no ground truth to compare with."""
@@ -70,7 +70,7 @@ def evaluate(
     """Score results against ground truth.
 
     Args:
-        ground_truth: From `load_ground_truth` or `parse_ground_truth`.
+        ground_truth: From `ground_truth_from`.
         results: From `load_results` or `parse_results` with the same ground truth. The order matters among equal
             scores. Without results, every class that has ground truth scores 0.
         protocol: Which official evaluator to follow.
@@ -80,7 +80,8 @@ def evaluate(
     Raises:
         InputError: A category lacks the field by which the protocol groups, or a group names an unknown one.
     """
-    members = group_members(ground_truth, protocol) | {name: set(ids) for name, ids in (groups or {}).items()}
+    members = group_members(ground_truth.categories, protocol, ground_truth.source)
+    members |= {name: set(ids) for name, ids in (groups or {}).items()}
     category_ids = sorted(ground_truth.categories)
     for name, ids in members.items():
         if unknown := sorted(set(ids) - set(category_ids)):
@@ -166,24 +167,6 @@ class _Matches:
     true: Bool[np.ndarray, "r t n"]
     false: Bool[np.ndarray, "r t n"]
     num_true: Int[np.ndarray, " r"]
-
-
-def group_members(ground_truth: GroundTruth, protocol: Protocol) -> dict[str, set[int]]:
-    """Return the ids of the categories in each of a protocol's groups.
-
-    Raises:
-        InputError: A category lacks the field by which the protocol groups.
-    """
-    members: dict[str, set[int]] = {}
-    for name, (field, values) in protocol.groups.items():
-        for category_id, record in ground_truth.categories.items():
-            if field not in record:
-                raise InputError(
-                    f"{ground_truth.source}: category {category_id} has no '{field}', by which the protocol "
-                    f"'{protocol.name}' tells its groups; choose another protocol"
-                )
-        members[name] = {i for i, record in ground_truth.categories.items() if record[field] in values}
-    return members
 
 
 def _by_category_and_video(records: Sequence[Annotation] | Sequence[Result]) -> dict[int, dict[int, list]]:

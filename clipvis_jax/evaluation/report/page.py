@@ -11,14 +11,14 @@ from clipvis_jax.data.records import Dataset
 from clipvis_jax.evaluation.diagnostics import video_scores
 from clipvis_jax.evaluation.inputs import GroundTruth, Result
 from clipvis_jax.evaluation.outcomes import instance_outcomes
-from clipvis_jax.evaluation.protocols import PROTOCOLS
+from clipvis_jax.evaluation.protocols import PROTOCOLS, group_members
 from clipvis_jax.evaluation.published import PublishedRow
 from clipvis_jax.evaluation.report.classes import class_table, confusion_tables
 from clipvis_jax.evaluation.report.curves import draw_curves, group_curves, overlap_curves
 from clipvis_jax.evaluation.report.markup import Markup, element, join
 from clipvis_jax.evaluation.report.scores import headline_table, weakness
 from clipvis_jax.evaluation.report.videos import video_cards
-from clipvis_jax.evaluation.video_ap import VideoMetrics, group_members
+from clipvis_jax.evaluation.video_ap import VideoMetrics
 from clipvis_jax.files import atomic_path
 
 _PROVENANCE = ("command", "date", "dataset", "model", "config", "seed", "results", "device", "versions")
@@ -65,7 +65,7 @@ def write_report(
         InputError: The file cannot be written, or a category lacks the field by which the protocol groups.
     """
     protocol = PROTOCOLS[video_metrics.protocol]
-    members = group_members(ground_truth, protocol) | dict(groups or {})
+    members = group_members(ground_truth.categories, protocol, ground_truth.source) | dict(groups or {})
     names = {i: str(record.get("name", f"class {i}")) for i, record in ground_truth.categories.items()}
     outcomes = instance_outcomes(ground_truth, results, show_progress=show_progress)
     by_video = video_scores(ground_truth, results, protocol, show_progress=show_progress)
