@@ -232,11 +232,13 @@ def read_archive(path):
 def test_test_set_gives_an_archive_and_no_scores(test_set, model, tmp_path, capsys):
     assert evaluate(test_set, tmp_path, "--model", model, "--size", SIZE, "--limit", 1) == 0
     assert read_archive(tmp_path / "submission.zip") == json.loads((tmp_path / "results.json").read_text())
-    assert "no public annotations" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no public annotations" in printed
+    assert "submission.zip: has 1 of 3 videos; leave out --limit for a server" in printed
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_archive_of_results_that_are_there(test_set, annotations, tmp_path):
+def test_archive_of_results_that_are_there(test_set, annotations, tmp_path, capsys):
     records = perfect_results(annotations)
     records[0]["segmentations"][1] = None
     tracks = tmp_path / "tracks.json"
@@ -244,6 +246,7 @@ def test_archive_of_results_that_are_there(test_set, annotations, tmp_path):
     tracks.write_text(json.dumps({"info": {}, "categories": CATEGORIES, "results": named}))
     assert evaluate(test_set, tmp_path / "out", "--metrics-only", tracks) == 0
     assert read_archive(tmp_path / "out" / "submission.zip") == records
+    assert "submission.zip: ready for a server" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,11 @@ class Evaluate:
             archive = self.out / "submission.zip"
             write_submission(archive, results, ground_truth.videos, max_megabytes=self.max_zip_mb or limit)
             written.append(archive)
-            print(f"{archive}: ready for {f'{server.name}, {server.url}' if server is not None else 'a server'}")
+            name = f"{server.name}, {server.url}" if server is not None else "a server"
+            if count == len(dataset):
+                print(f"{archive}: ready for {name}")
+            else:
+                print(f"{archive}: has {count} of {len(dataset)} videos; leave out --limit for {name}")
         if dataset.has_annotations:
             provenance |= {"results": {"count": len(results), "sha256": file_sha256(results_file)}}
             written += self._score_results(dataset, ground_truth, results, provenance)

@@ -12,8 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from clipvis_jax import ops
+from clipvis_jax.data.frames import decode_frame
 from clipvis_jax.data.records import Dataset, Mask
-from clipvis_jax.images import decode_image
 from clipvis_jax.models.clipvis import ClipVis, Variables
 from clipvis_jax.models.text_classifier import TextClassifier
 
@@ -128,7 +128,7 @@ def _frames(dataset: Dataset, index_of: Mapping[int, int], count: int) -> Iterat
                 masks.append(_decode(mask, size))
                 classes.append(index_of[instance.category_id])
         if masks:
-            image = decode_image(dataset.read_frame(number, frame), record.file_names[frame])
+            image = decode_frame(dataset, number, frame, record)
             yield _Frame(image, np.stack(masks), np.array(classes))
 
 

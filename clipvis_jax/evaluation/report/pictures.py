@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from clipvis_jax.data.frames import decode_frame
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation.inputs import Annotation, MaskTrack, Result, Video
 from clipvis_jax.evaluation.outcomes import distinct_tracks
 from clipvis_jax.evaluation.report.markup import Markup, element
 from clipvis_jax.evaluation.video_ap import track_overlaps
-from clipvis_jax.images import decode_image
 from clipvis_jax.masks import decode_rle
 from clipvis_jax.visualize import color_palette, draw_tracks
 
@@ -69,10 +69,10 @@ def draw_video(dataset: Dataset, index: int, scene: Scene, names: dict[int, str]
     track_labels = [f"{names[result.category_id]} {result.score:.2f}" for result in tracks]
     true_masks = [annotation.track for annotation in annotations]
     found_masks = [result.track for result in tracks]
+    record = dataset[index]
     columns = []
     for frame in _frames_to_show(annotations):
-        name = f"{dataset.name}: frame {frame} of video {video.id}"
-        picture = _shrink(decode_image(dataset.read_frame(index, frame), name))
+        picture = _shrink(decode_frame(dataset, index, frame, record))
         size = picture.shape[0], picture.shape[1]
         pair = []
         for what, masks, labels, colors in (
