@@ -1,4 +1,4 @@
-"""Peak memory against the length of the video: 100 and 2,000 small frames, each in a process of its own.
+"""Peak memory against the length of the video: 100 and 1,000 small frames, each in a process of its own.
 
     python -m bench.memory
 
@@ -17,7 +17,7 @@ from clipvis_jax.segmenter import InferenceConfig, Segmenter
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lengths", type=int, nargs="*", default=[100, 2000], help="frames")
+    parser.add_argument("lengths", type=int, nargs="*", default=[100, 1000], help="frames")
     options = parser.parse_args()
     if len(options.lengths) > 1:
         print("| frames | peak memory |\n|---|---|", flush=True)
