@@ -1,7 +1,6 @@
-"""Write files so that a crash, a full disk, Ctrl-C or another process never leaves half of one behind; the cache."""
+"""Write files so that a crash, a full disk or Ctrl-C never leaves half of one behind; the cache folder."""
 
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -84,37 +83,6 @@ def prepare_output_dir(path: str | Path) -> Path:
     except OSError as error:
         raise output_error(path, error) from error
     return folder
-
-
-@contextmanager
-def locked_folder(path: str | Path, *, who: str, option: str) -> Iterator[None]:
-    """Keep other processes out of a folder; the system takes the lock away when the process ends, however it ends.
-
-    The folder is created if it is missing. An empty file ``lock`` stays there.
-
-    Args:
-        path: The folder.
-        who: What messages call the other process.
-        option: The option that names the folder, or one above it.
-
-    Raises:
-        InputError: Another process is at work there, or the folder cannot be written.
-    """
-    lock = prepare_output_dir(path) / "lock"
-    try:
-        file = lock.open("a")
-    except OSError as error:
-        raise output_error(lock, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{path}: {who} is at work there; wait for it, or choose another {option}") from error
-        except OSError as error:
-            raise InputError(
-                f"{lock}: cannot be locked ({error.strerror}); choose a folder on another disk with {option}"
-            ) from error
-        yield
 
 
 def cache_folder() -> Path:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from json_edits import DELETE, changed_entries
 from orbax.checkpoint import v1 as ocp
 from tiny import tiny_model_folder, tiny_tokenizer, wordy_state_dict
 
@@ -132,17 +133,7 @@ def edit(**changes: object) -> Callable[[Path], None]:
 
     def change(folder: Path) -> None:
         file = folder / "config.json"
-        content = json.loads(file.read_text())
-        for name, value in changes.items():
-            *parents, last = name.split("__")
-            entry = content
-            for parent in parents:
-                entry = entry[parent]
-            if value is None:
-                del entry[last]
-            else:
-                entry[last] = value
-        file.write_text(json.dumps(content))
+        file.write_text(json.dumps(changed_entries(json.loads(file.read_text()), **changes)))
 
     return change
 
@@ -161,10 +152,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "binary config": (lambda p: (p / "config.json").write_bytes(b"\xff\xfe"), "config.json", "damaged"),
     "half a config": (lambda p: (p / "config.json").write_text('{"format_version": 1, "co'), "config.json", "damaged"),
     "a list": (lambda p: (p / "config.json").write_text("[1]"), "config.json", "damaged"),
-    "newer": (edit(format_version=FORMAT_VERSION + 1, config=None), "config.json", "2 is newer than this program"),
+    "newer": (edit(format_version=FORMAT_VERSION + 1, config=DELETE), "config.json", "2 is newer than this program"),
     "version is text": (edit(format_version="one"), "config.json", "damaged"),
-    "no version": (edit(format_version=None), "config.json", "damaged"),
-    "no text": (edit(config__text=None), "config.json", "damaged (KeyError: 'text')"),
+    "no version": (edit(format_version=DELETE), "config.json", "damaged"),
+    "no text": (edit(config__text=DELETE), "config.json", "damaged (KeyError: 'text')"),
     "unknown backbone": (edit(config__backbone__kind="vit"), "config.json", "damaged"),
     "unknown field": (edit(config__text__colour=3), "config.json", "damaged"),
     "depth is text": (edit(config__backbone__depths="three"), "config.json", "damaged"),

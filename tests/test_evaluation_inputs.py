@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from json_edits import DELETE, changed
 from plain_evaluation import HEIGHT, LENGTH, WIDTH, read_truth, rectangle, score, small_case
 from pycocotools import mask as coco_mask
 
@@ -84,21 +85,6 @@ def test_missing_file(tmp_path):
         load_results(tmp_path / "nothing.json", read_truth(small_case()[0]))
 
 
-def change(path, value):
-    """Return a function that sets (or, without a value, deletes) what a path of keys leads to."""
-
-    def apply(content):
-        *keys, last = path
-        for key in keys:
-            content = content[key]
-        if value is None:
-            del content[last]
-        else:
-            content[last] = value
-
-    return apply
-
-
 OTHER_SIZE = {"size": [32, 24], "counts": "lo5"}
 
 
@@ -106,13 +92,13 @@ OTHER_SIZE = {"size": [32, 24], "counts": "lo5"}
     ("path", "value", "message"),
     [
         ([1], "x", r"results\[1\] is 'x'; an object with the field"),
-        ([1, "score"], None, r"results\[1\] has no 'score'"),
+        ([1, "score"], DELETE, r"results\[1\] has no 'score'"),
         ([1, "score"], float("nan"), r"results\[1\].score is nan; a finite number"),
         ([1, "score"], float("-inf"), r"results\[1\].score is -inf; a finite number"),
         ([1, "score"], "0.5", r"results\[1\].score is '0.5'; a finite number"),
         ([1, "video_id"], 5, r"results\[1\].video_id is 5; ground truth has no such video"),
         ([1, "category_id"], 5, r"results\[1\].category_id is 5; ground truth has no such category"),
-        ([1, "segmentations"], None, r"results\[1\] has no 'segmentations'"),
+        ([1, "segmentations"], DELETE, r"results\[1\] has no 'segmentations'"),
         ([1, "segmentations"], [None], r"results\[1\].segmentations has 1 masks, but video 7 has 3 frames"),
         ([1, "segmentations", 2], 5, r"results\[1\].segmentations\[2\] \(video 7\) is neither null, polygons nor"),
         ([1, "segmentations", 2], [[1, 2, 3]], r".*segmentations\[2\] \(video 7\) a polygon has an odd count"),
@@ -127,9 +113,8 @@ OTHER_SIZE = {"size": [32, 24], "counts": "lo5"}
 )
 def test_bad_results(path, value, message):
     ground_truth, results = small_case()
-    change(path, value)(results)
     with pytest.raises(InputError, match=rf"^results: {message}[^\n]*$"):
-        score(ground_truth, results)
+        score(ground_truth, changed(results, path, value))
 
 
 @pytest.mark.parametrize("compatible", [False, True])

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import FAMILIES
+from json_edits import DELETE, changed_entries
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_model_folder, wordy_state_dict
@@ -95,22 +96,8 @@ def test_another_clip_brings_its_own_sizes(exported, tmp_path):
 
 
 def edit(**changes):
-    """Change the description in a file; names may reach into it: config__text__width. None deletes."""
-
-    def change(text):
-        description = json.loads(text)
-        for name, value in changes.items():
-            *parents, last = name.split("__")
-            entry = description
-            for parent in parents:
-                entry = entry[parent]
-            if value is None:
-                del entry[last]
-            else:
-                entry[last] = value
-        return json.dumps(description)
-
-    return change
+    """Change entries of the description in a file."""
+    return lambda text: json.dumps(changed_entries(json.loads(text), **changes))
 
 
 DAMAGED = "its clipvis_config is damaged ({}"
@@ -118,13 +105,13 @@ DAMAGE = {
     "half": (lambda text: text[: len(text) // 2], DAMAGED.format("JSONDecodeError")),
     "empty": (lambda text: "", DAMAGED.format("JSONDecodeError")),
     "a list": (lambda text: "[1]", DAMAGED.format("TypeError")),
-    "no version": (edit(format_version=None), DAMAGED.format("KeyError: 'format_version')")),
+    "no version": (edit(format_version=DELETE), DAMAGED.format("KeyError: 'format_version')")),
     "version is text": (edit(format_version="one"), DAMAGED.format("TypeError: ")),
     "newer": (
-        edit(format_version=FORMAT_VERSION + 1, config=None),
+        edit(format_version=FORMAT_VERSION + 1, config=DELETE),
         f"its clipvis_config has format_version {FORMAT_VERSION + 1}, newer than this program; update clipvis-jax\n",
     ),
-    "no text": (edit(config__text=None), DAMAGED.format("KeyError: 'text'); export the model again\n")),
+    "no text": (edit(config__text=DELETE), DAMAGED.format("KeyError: 'text'); export the model again\n")),
     "unknown backbone": (edit(config__backbone__kind="vit"), DAMAGED.format("KeyError: 'vit')")),
     "unknown field": (edit(config__text__colour=3), DAMAGED.format("TypeError: ")),
     "unknown activation": (edit(config__text__activation="relu"), DAMAGED.format("")),

@@ -1,6 +1,5 @@
 """Annotation files and image folders that cannot be used: one line each, naming file, record and field."""
 
-import copy
 import json
 import os
 
@@ -18,26 +17,12 @@ from annotation_files import (
     write_dataset,
     youtube_vis,
 )
+from json_edits import DELETE, changed
 
 from clipvis_jax import InputError
 from clipvis_jax.data.formats import BURST, COCO, YOUTUBE_VIS
 from clipvis_jax.data.frames import decode_frame
 from clipvis_jax.data.raw import RawDataset
-
-DELETE = object()
-
-
-def changed(content, path, value):
-    """Set, or delete, what a path of keys leads to."""
-    *keys, last = path
-    place = content = copy.deepcopy(content)
-    for key in keys:
-        place = place[key]
-    if value is DELETE:
-        del place[last]
-    else:
-        place[last] = value
-    return content
 
 
 def fails(tmp_path, content, message, **options):

@@ -348,7 +348,7 @@ def overlaps_with_next_frame(split):
     return np.array(means)
 
 
-def test_ordinary_videos_have_the_pace_of_natural_ones():
+def test_ordinary_videos_are_somewhat_quicker_than_natural_ones():
     # Of natural videos, a quarter of the objects overlap themselves by less than 0.7 a third of a second later.
     val, fast = overlaps_with_next_frame("val"), overlaps_with_next_frame("fast")
     assert 0.68 < np.median(val) < 0.8

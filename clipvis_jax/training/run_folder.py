@@ -11,7 +11,8 @@ import jax
 
 from clipvis_jax.distributed import largest_of_all
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import atomic_path, locked_folder
+from clipvis_jax.files import atomic_path
+from clipvis_jax.folder_lock import locked_folder
 
 _FILE = "run.json"
 _CHANGED = "changed_settings"

@@ -32,7 +32,8 @@ from clipvis_jax.data.prepared.layout import (
 from clipvis_jax.data.prepared.record_text import category_to_json
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import locked_folder, output_error
+from clipvis_jax.files import output_error
+from clipvis_jax.folder_lock import locked_folder
 
 _SHARD_BYTES = 2**28
 """Wanted size of a shard: small enough to lose little to an interruption, large enough for object stores."""
