@@ -23,6 +23,8 @@ from clipvis_jax.images import IMAGE_SUFFIXES, blend_with_black, list_images, re
 # These containers state their exact length up front; others guess it, or find it by looking at what is there.
 _EXACT_LENGTH_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 _MAX_FPS = 1000
+# PyAV before 19 decodes metadata while opening, and fails at what is not UTF-8; later it decodes what is asked for.
+_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 # FFmpeg's default is faster, but makes frames darker by 1 of 255, and 10-bit ones by 2.
 _ROUND_EXACTLY = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
@@ -251,7 +253,7 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """Open a video file's container and its first video stream."""
     try:
         # FFmpeg takes "12:30.mp4" for an address, but not a path that begins with a slash.
-        container = av.open(str(path.absolute()), metadata_errors="ignore")
+        container = av.open(str(path.absolute()), **_OPEN_OPTIONS)
     except MemoryError:
         raise
     except av.FFmpegError as error:
