@@ -23,12 +23,12 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from clipvis_jax import bundled
-from clipvis_jax.checkpoints import hash_variables, load_model
 from clipvis_jax.cli import main as clipvis
 from clipvis_jax.data.catalog import DRAWN
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import atomic_path, prepare_output_dir
-from clipvis_jax.text import PROMPT_TEMPLATES
+from clipvis_jax.io.files import atomic_path, prepare_output_dir
+from clipvis_jax.text.vocabulary import PROMPT_TEMPLATES
+from clipvis_jax.weights.model_folder import hash_variables, load_model
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "experiments.md"

@@ -12,7 +12,7 @@ import sys
 
 from bench.random_model import random_model
 from bench.speed import RandomVocabulary, moving_frames
-from clipvis_jax.segmenter import InferenceConfig, Segmenter
+from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 
 
 def main():

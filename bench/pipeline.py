@@ -17,7 +17,7 @@ from PIL import Image
 
 from clipvis_jax.data.pipeline import PipelineConfig, make_train_iterator
 from clipvis_jax.data.records import Category, Instance, VideoRecord
-from clipvis_jax.images import decode_image
+from clipvis_jax.media.images import decode_image
 
 HEIGHT, WIDTH = 480, 640
 NUM_IMAGES, NUM_INSTANCES, NUM_CORNERS = 32, 7, 30

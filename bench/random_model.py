@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from clipvis_jax.convert import to_state_dict
-from clipvis_jax.model_sizes import BACKBONES, TEXT_TOWERS
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
+from clipvis_jax.weights.convert import to_state_dict
+from clipvis_jax.weights.published_sizes import BACKBONES, TEXT_TOWERS
 
 MEAN_AFTER_RELU = 0.4
 """Mean of a normal distribution after ReLU."""

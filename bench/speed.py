@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.random_model import random_model
-from clipvis_jax.association import AssociationConfig, associate
-from clipvis_jax.frame_store import FrameStore, TrackedFrame
-from clipvis_jax.masks import encode_rle
+from clipvis_jax.inference.association import AssociationConfig, associate
+from clipvis_jax.inference.frame_store import FrameStore, TrackedFrame
+from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
+from clipvis_jax.masks.resize import encode_rle
 from clipvis_jax.models.query_decoder import mask_logits_from
-from clipvis_jax.segmenter import InferenceConfig, Segmenter
-from clipvis_jax.text import make_text_classifier
+from clipvis_jax.text.vocabulary import make_text_classifier
 
 HEIGHT, WIDTH, NUM_CLASSES = 480, 854, 40
 

@@ -20,17 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import zoom
 
-from clipvis_jax.model_sizes import BACKBONES
+from clipvis_jax.loop.host_memory import give_back_freed_memory, keep_freed_memory
+from clipvis_jax.loop.matmul_flops import count_matmul_flops
+from clipvis_jax.loop.sharding import make_mesh, put_batch
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.structs import Targets, TrainingBatch
-from clipvis_jax.training.host_memory import give_back_freed_memory, keep_freed_memory
 from clipvis_jax.training.losses import LossConfig
 from clipvis_jax.training.matching import MatchingConfig, match
-from clipvis_jax.training.matmul_flops import count_matmul_flops
 from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer
-from clipvis_jax.training.sharding import make_mesh, put_batch
 from clipvis_jax.training.step import TrainingConfig, init_state, make_train_step
+from clipvis_jax.training.structs import Targets, TrainingBatch
+from clipvis_jax.weights.published_sizes import BACKBONES
 
 STEPS = 3
 

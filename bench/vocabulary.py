@@ -11,7 +11,7 @@ import jax
 
 from bench.random_model import random_model
 from bench.speed import RandomVocabulary
-from clipvis_jax.text import encode_vocabulary
+from clipvis_jax.text.vocabulary import encode_vocabulary
 
 NUM_CLASSES = 1196
 

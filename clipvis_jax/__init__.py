@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.loading import load
+from clipvis_jax.inference.loading import load
 from clipvis_jax.version import __version__
 
 if TYPE_CHECKING:
-    from clipvis_jax.association import AssociationConfig
-    from clipvis_jax.results import LiveTrack, Track, VideoResult
-    from clipvis_jax.scores import ScoreConfig
-    from clipvis_jax.segmenter import InferenceConfig, Segmenter
+    from clipvis_jax.inference.association import AssociationConfig
+    from clipvis_jax.inference.results import LiveTrack, Track, VideoResult
+    from clipvis_jax.inference.scores import ScoreConfig
+    from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 
 __all__ = [
     "AssociationConfig",
@@ -33,13 +33,13 @@ __all__ = [
 
 # Imported when asked for: JAX takes seconds, and `clipvis --help` should not.
 _HOMES = {
-    "AssociationConfig": "association",
-    "InferenceConfig": "segmenter",
-    "LiveTrack": "results",
-    "ScoreConfig": "scores",
-    "Segmenter": "segmenter",
-    "Track": "results",
-    "VideoResult": "results",
+    "AssociationConfig": "inference.association",
+    "InferenceConfig": "inference.segmenter",
+    "LiveTrack": "inference.results",
+    "ScoreConfig": "inference.scores",
+    "Segmenter": "inference.segmenter",
+    "Track": "inference.results",
+    "VideoResult": "inference.results",
 }
 
 

@@ -4,8 +4,8 @@ import runpy
 from pathlib import Path
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.pretraining.clip_task import ClipExperiment
-from clipvis_jax.training.clipvis_task import ClipVisExperiment
+from clipvis_jax.pretraining.task import ClipExperiment
+from clipvis_jax.training.task import ClipVisExperiment
 
 Experiment = ClipVisExperiment | ClipExperiment
 """All kinds of experiments that can be trained."""

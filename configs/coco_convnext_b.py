@@ -12,9 +12,9 @@ Published AP: none before the second half, configs/ytvis19_convnext_b.py.
 """
 
 from clipvis_jax.data.pipeline import PipelineConfig
+from clipvis_jax.loop.loop import LoopConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.training.clipvis_task import ClipVisExperiment
-from clipvis_jax.training.loop import LoopConfig
+from clipvis_jax.training.task import ClipVisExperiment
 
 config = ClipVisExperiment(
     backbone="convnext_base_w",

@@ -12,7 +12,7 @@ Published AP, all frames, T = 9, K = 5: LV-VIS val 32.2 (novel classes 40.2), LV
 2019 42.1, YouTube-VIS 2021 37.9, BURST 8.3.
 """
 
-from clipvis_jax.training.clipvis_task import ClipVisExperiment
-from clipvis_jax.training.loop import LoopConfig
+from clipvis_jax.loop.loop import LoopConfig
+from clipvis_jax.training.task import ClipVisExperiment
 
 config = ClipVisExperiment(backbone="convnext_base_w", loop=LoopConfig(picture_every=5000))

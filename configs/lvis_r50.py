@@ -12,8 +12,8 @@ Published AP, all frames, T = 9, K = 5: LV-VIS val 19.5, LV-VIS test 14.6, OVIS 
 YouTube-VIS 2021 30.1, BURST 5.2.
 """
 
-from clipvis_jax.training.clipvis_task import ClipVisExperiment
-from clipvis_jax.training.loop import LoopConfig
+from clipvis_jax.loop.loop import LoopConfig
+from clipvis_jax.training.task import ClipVisExperiment
 
 # All other defaults are this experiment.
 config = ClipVisExperiment(loop=LoopConfig(picture_every=5000))

@@ -9,13 +9,13 @@ Reached: names right out of 360 with true masks, on 200 images of val: 0.61 base
 """
 
 from clipvis_jax.data.captioned import CaptionedDataConfig
+from clipvis_jax.loop.loop import LoopConfig
 from clipvis_jax.models.clip_resnet import ResNetConfig
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.pretraining.clip_task import ClipExperiment, Stage
 from clipvis_jax.pretraining.step import ClipOptimizerConfig
-from clipvis_jax.training.loop import LoopConfig
+from clipvis_jax.pretraining.task import ClipExperiment, Stage
 
 config = ClipExperiment(
     backbone=ResNetConfig(depths=(1, 1, 2, 1), width=16, embed_dim=128, pool_grid=10, head_dim=32),

@@ -15,9 +15,9 @@ import dataclasses
 from pathlib import Path
 
 from clipvis_jax.config import load_config
-from clipvis_jax.pretraining.clip_task import Stage
+from clipvis_jax.loop.loop import LoopConfig
 from clipvis_jax.pretraining.step import ClipLossConfig, ClipOptimizerConfig
-from clipvis_jax.training.loop import LoopConfig
+from clipvis_jax.pretraining.task import Stage
 
 config = dataclasses.replace(
     load_config(Path(__file__).with_name("shapes_clip.py")),

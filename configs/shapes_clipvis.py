@@ -11,14 +11,14 @@ Hardware: 2 CPU cores.
 
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.data.transforms import LargeScaleJitter
+from clipvis_jax.inference.segmenter import InferenceConfig
+from clipvis_jax.loop.loop import LoopConfig
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.segmenter import InferenceConfig
-from clipvis_jax.training.clipvis_task import ClipVisExperiment, EvaluationConfig
-from clipvis_jax.training.loop import LoopConfig
 from clipvis_jax.training.losses import LossConfig
 from clipvis_jax.training.optimizer import OptimizerConfig
 from clipvis_jax.training.step import TrainingConfig
+from clipvis_jax.training.task import ClipVisExperiment, EvaluationConfig
 
 config = ClipVisExperiment(
     backbone=None,

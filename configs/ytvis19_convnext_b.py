@@ -16,10 +16,10 @@ Published AP, all frames, T = 9, K = 5: LV-VIS val 15.9, LV-VIS test 12.0, OVIS 
 
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.data.transforms import ShortSideResize
+from clipvis_jax.loop.loop import LoopConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.training.clipvis_task import ClipVisExperiment
-from clipvis_jax.training.loop import LoopConfig
 from clipvis_jax.training.optimizer import OptimizerConfig
+from clipvis_jax.training.task import ClipVisExperiment
 
 config = ClipVisExperiment(
     backbone="convnext_base_w",

@@ -14,10 +14,10 @@ YouTube-VIS 2021 35.7, BURST 4.2.
 
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.data.transforms import ShortSideResize
+from clipvis_jax.loop.loop import LoopConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.training.clipvis_task import ClipVisExperiment
-from clipvis_jax.training.loop import LoopConfig
 from clipvis_jax.training.optimizer import OptimizerConfig
+from clipvis_jax.training.task import ClipVisExperiment
 
 config = ClipVisExperiment(
     query_decoder=QueryDecoderConfig(num_layers=9),

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from clipvis_jax.data.raw import RawDataset
-from clipvis_jax.masks import encode_rle
+from clipvis_jax.masks.resize import encode_rle
 
 HEIGHT, WIDTH = 6, 8
 SIZE = [HEIGHT, WIDTH]

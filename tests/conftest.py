@@ -10,13 +10,15 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 from jaxtyping import install_import_hook
 
-# The structs stay out of the hook: it would check them inside JAX's tree functions, where leaves are placeholders.
-_UNCHECKED = {"structs", "cli", "commands"}
-_MODULES = {
-    path.stem for path in (Path(__file__).parent.parent / "clipvis_jax").iterdir() if path.suffix in ("", ".py")
-}
+# Structs stay out of the hook: it would check them inside JAX's tree functions, where leaves are placeholders.
+_UNCHECKED = {"structs", "train_state", "cli"}
+_PACKAGE = Path(__file__).parent.parent / "clipvis_jax"
 install_import_hook(
-    [f"clipvis_jax.{name}" for name in sorted(_MODULES - _UNCHECKED) if not name.startswith("__pycache__")],
+    [
+        ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts)
+        for path in sorted(_PACKAGE.rglob("*.py"))
+        if path.stem not in _UNCHECKED | {"__init__"} and path.parent.name not in ("commands", "configs")
+    ],
     "beartype.beartype",
 )
 

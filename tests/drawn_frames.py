@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvis_jax.video import open_frames
+from clipvis_jax.media.video_reader import open_frames
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import golden
 
-from clipvis_jax.structs import Matches, PointDraws, Targets, TrainingBatch
 from clipvis_jax.training.losses import LossConfig
+from clipvis_jax.training.structs import Matches, PointDraws, Targets, TrainingBatch
 
 CASES = ("image", "image_zero", "video", "video_zero", "video_2frames")
 CONFIG = LossConfig(num_points=256)

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from clipvis_jax.data.raw import RawDataset
 from clipvis_jax.evaluation import ABSENT, PROTOCOLS, evaluate, ground_truth_from, parse_results
 from clipvis_jax.evaluation.video_ap import AREA_RANGES
-from clipvis_jax.masks import encode_rle
+from clipvis_jax.masks.resize import encode_rle
 
 HEIGHT, WIDTH, LENGTH = 24, 32, 3
 

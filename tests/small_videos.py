@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from tiny import clip_frames
 
-from clipvis_jax.masks import encode_rle
+from clipvis_jax.masks.resize import encode_rle
 
 CATEGORIES = [
     {"id": 3, "name": "cat", "partition": 0},

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import GOLDENS, golden, tiny_state_dict
 
-from clipvis_jax.checkpoints import save_model
-from clipvis_jax.convert import from_state_dict
+from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.models.clipvis import ClipVis
-from clipvis_jax.segmenter import InferenceConfig, Segmenter
-from clipvis_jax.tokenizer import make_tokenizer
+from clipvis_jax.text.tokenizer import make_tokenizer
+from clipvis_jax.weights.convert import from_state_dict
+from clipvis_jax.weights.model_folder import save_model
 
 TOP_K = 15
 SIZE = 64
@@ -28,7 +28,7 @@ def tiny_model(family):
 class GoldenTokenizer:
     """Gives the goldens' tokens: their vocabulary is not made of real words."""
 
-    identity = "golden"
+    fingerprint = "golden"
 
     def __call__(self, prompts):
         tokens = golden("tiny_inputs")["text_tokens"]

@@ -63,17 +63,19 @@ class Ablate:
         with stopping_at_once():
             from tqdm import tqdm
 
-            from clipvis_jax import ablation
-            from clipvis_jax.checkpoints import hash_variables
+            from clipvis_jax.ablation.replay import cache_dataset, replay_dataset
+            from clipvis_jax.ablation.settings import fingerprint, paper_settings
+            from clipvis_jax.ablation.tables import Row, csv_table, markdown_tables, plot_table, score_columns
+            from clipvis_jax.commands.provenance import versions
             from clipvis_jax.data.catalog import check_held_out, open_dataset
-            from clipvis_jax.dataset_run import RunFolder
             from clipvis_jax.evaluation import evaluate, ground_truth_from, parse_results, scoring_rules
-            from clipvis_jax.files import atomic_path, prepare_output_dir
-            from clipvis_jax.loading import enable_compilation_cache, load
-            from clipvis_jax.provenance import versions
-            from clipvis_jax.segmenter import InferenceConfig
+            from clipvis_jax.inference.dataset_run import RunFolder
+            from clipvis_jax.inference.loading import enable_compilation_cache, load
+            from clipvis_jax.inference.segmenter import InferenceConfig
+            from clipvis_jax.io.files import atomic_path, prepare_output_dir
+            from clipvis_jax.weights.model_folder import hash_variables
 
-            settings = ablation.paper_settings(self.k, self.t)
+            settings = paper_settings(self.k, self.t)
             dataset = open_dataset(self.dataset, data_root=self.data_root, images=self.images)
             check_held_out(dataset.name)
             if not dataset.has_annotations:
@@ -84,17 +86,17 @@ class Ablate:
             segmenter = load(self.model, config=InferenceConfig(size=self.size, temp_dir=self.out))
         prepare_output_dir(self.out)
         weights = hash_variables({"clip_vars": segmenter.clip_vars, "params": segmenter.params})
-        identity = {"weights": weights, "dataset": dataset.digest, "size": self.size, "versions": versions()}
-        RunFolder(self.out / "cache", identity)
-        cache = ablation.cache_dataset(segmenter, dataset, self.out / "cache", count, show_progress=True)
+        run_facts = {"weights": weights, "dataset": dataset.digest, "size": self.size, "versions": versions()}
+        RunFolder(self.out / "cache", run_facts)
+        cache = cache_dataset(segmenter, dataset, self.out / "cache", count, show_progress=True)
 
         # Settings that say the same under different names are computed once.
-        distinct = {ablation.identity(setting): setting for setting in settings}
+        distinct = {fingerprint(setting): setting for setting in settings}
         runs = {
-            key: RunFolder(self.out / "settings" / key, identity | {"setting": key, "top_k": self.top_k})
+            key: RunFolder(self.out / "settings" / key, run_facts | {"setting": key, "top_k": self.top_k})
             for key in distinct
         }
-        ablation.replay_dataset(
+        replay_dataset(
             segmenter,
             dataset,
             cache,
@@ -109,17 +111,17 @@ class Ablate:
         for key, run in tqdm(runs.items(), "scoring", unit="setting"):
             records = [record for index in range(count) for record in run.read(index)]
             results = parse_results(records, ground_truth, source=str(run.folder))
-            scores[key] = ablation.score_columns(evaluate(ground_truth, results, protocols[0], groups=groups))
-        rows = [ablation.Row(setting, scores[ablation.identity(setting)]) for setting in settings]
+            scores[key] = score_columns(evaluate(ground_truth, results, protocols[0], groups=groups))
+        rows = [Row(setting, scores[fingerprint(setting)]) for setting in settings]
         head = (
             f"# Ablations on {dataset.name}\n\n{count} of {len(dataset)} videos, protocol {protocols[0].name}, model "
             f"`{weights[:12]}`, scores in percent.\n\n"
         )
-        texts = {"ablation.md": head + ablation.markdown_tables(rows), "ablation.csv": ablation.csv_table(rows)}
+        texts = {"ablation.md": head + markdown_tables(rows), "ablation.csv": csv_table(rows)}
         for name, text in texts.items():
             with atomic_path(self.out / name) as temporary:
                 temporary.write_text(text)
         for table in ("K", "T"):
-            ablation.plot_table(self.out / f"{table}.svg", rows, table)
+            plot_table(self.out / f"{table}.svg", rows, table)
         print(texts["ablation.md"])
         print("wrote " + ", ".join(str(self.out / name) for name in (*texts, "K.svg", "T.svg")))

@@ -58,10 +58,10 @@ class CompileCheck:
 
         # Before anything is computed: on a machine with a TPU, the TPU is left alone.
         jax.config.update("jax_platforms", "cpu")
+        from clipvis_jax.commands.provenance import versions
         from clipvis_jax.compilation.check import check_compilation
-        from clipvis_jax.files import atomic_path
-        from clipvis_jax.provenance import versions
-        from clipvis_jax.training.clipvis_task import ClipVisExperiment
+        from clipvis_jax.io.files import atomic_path
+        from clipvis_jax.training.task import ClipVisExperiment
 
         if not isinstance(self.experiment, ClipVisExperiment):
             raise InputError(f"{self.path}: is no training of the decoders; give one such as configs/lvis_r50.py")

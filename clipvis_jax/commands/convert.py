@@ -68,11 +68,11 @@ class Convert:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: must be between 0 and {2**32 - 1}")
         with stopping_at_once():
-            from clipvis_jax.checkpoints import check_target, save_model
-            from clipvis_jax.convert import from_state_dict, read_checkpoints
-            from clipvis_jax.model_sizes import describe
-            from clipvis_jax.state_dicts import file_sha256
-            from clipvis_jax.tokenizer import load_tokenizer
+            from clipvis_jax.text.tokenizer import load_tokenizer
+            from clipvis_jax.weights.convert import from_state_dict, read_checkpoints
+            from clipvis_jax.weights.model_folder import check_target, save_model
+            from clipvis_jax.weights.published_sizes import describe
+            from clipvis_jax.weights.state_dicts import file_sha256
 
             check_target(self.out, overwrite=self.overwrite)
             files = {"checkpoint": self.checkpoint, "clip": self.clip}
@@ -107,8 +107,8 @@ class Convert:
         Raises:
             InputError: It cannot be read, or an option contradicts it.
         """
-        from clipvis_jax.model_sizes import infer_config
-        from clipvis_jax.torch_names import CLIP_PREFIX
+        from clipvis_jax.weights.published_sizes import infer_config
+        from clipvis_jax.weights.torch_names import CLIP_PREFIX
 
         config = read_config(self.checkpoint) if self.checkpoint else None
         if config is None:
@@ -136,9 +136,9 @@ def read_config(path: Path) -> "ClipVisConfig | None":
     """
     import jax
 
-    from clipvis_jax.checkpoints import FORMAT_VERSION, config_from_json
     from clipvis_jax.models.clipvis import ClipVis
-    from clipvis_jax.state_dicts import read_metadata
+    from clipvis_jax.weights.model_folder import FORMAT_VERSION, config_from_json
+    from clipvis_jax.weights.state_dicts import read_metadata
 
     text = read_metadata(path).get(CONFIG_KEY)
     if text is None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from clipvis_jax.data.records import Dataset
     from clipvis_jax.evaluation.inputs import GroundTruth
     from clipvis_jax.evaluation.outcomes import TrackOutcome
-    from clipvis_jax.results import Track, VideoResult
+    from clipvis_jax.inference.results import Track, VideoResult
 
 _MIN_SCORE = 0.4
 """Lower ones are mostly second tracks of the same object, which the method does not suppress."""
@@ -42,14 +42,15 @@ class Demo:
             InputError: A bundled file is missing or damaged, or the output folder cannot be used.
         """
         with stopping_at_once():
-            from clipvis_jax import bundled, outputs
+            from clipvis_jax import bundled
+            from clipvis_jax.commands import predict_outputs
             from clipvis_jax.data.catalog import open_dataset
-            from clipvis_jax.dataset_run import DatasetFrames
             from clipvis_jax.evaluation import ground_truth_from, parse_results
             from clipvis_jax.evaluation.outcomes import track_outcomes
-            from clipvis_jax.loading import enable_compilation_cache, load
-            from clipvis_jax.segmenter import InferenceConfig
-            from clipvis_jax.video import FrameSelection
+            from clipvis_jax.inference.dataset_run import DatasetFrames
+            from clipvis_jax.inference.loading import enable_compilation_cache, load
+            from clipvis_jax.inference.segmenter import InferenceConfig
+            from clipvis_jax.media.video_reader import FrameSelection
 
             bundled.check_files()
             dataset = open_dataset(bundled.CLIP)
@@ -57,9 +58,9 @@ class Demo:
             names = [category.name for category in dataset.categories]
             enable_compilation_cache()
             segmenter = load(bundled.MODEL, config=InferenceConfig(size=bundled.SIZE, temp_dir=self.out))
-        with outputs.output_folder(self.out) as out:
+        with predict_outputs.output_folder(self.out) as out:
             result = segmenter.predict(source, names, min_score=_MIN_SCORE, show_progress=True)
-            written = outputs.write_results(out, result, source, selection, overlay=True, show_progress=True)
+            written = predict_outputs.write_results(out, result, source, selection, overlay=True, show_progress=True)
         ground_truth = ground_truth_from(dataset)
         category_ids = [category.id for category in dataset.categories]
         tracks = parse_results(_with_best_names(result).to_ytvis(source.record.id, category_ids), ground_truth)

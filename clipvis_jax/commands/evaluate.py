@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from clipvis_jax.data.records import Dataset
     from clipvis_jax.evaluation.inputs import GroundTruth, Result
-    from clipvis_jax.segmenter import InferenceConfig
+    from clipvis_jax.inference.segmenter import InferenceConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +103,15 @@ class Evaluate:
         with stopping_at_once():
             from clipvis_jax.data.catalog import check_held_out, open_dataset
             from clipvis_jax.distributed import start_processes, wait_for_all
-            from clipvis_jax.files import prepare_output_dir
-            from clipvis_jax.segmenter import InferenceConfig
+            from clipvis_jax.inference.segmenter import InferenceConfig
+            from clipvis_jax.io.files import prepare_output_dir
 
             start_processes(self.distributed)
             name: str | None = self.dataset
             inference = InferenceConfig()
             if self.config is not None:
                 from clipvis_jax.config import load_config
-                from clipvis_jax.training.clipvis_task import ClipVisExperiment
+                from clipvis_jax.training.task import ClipVisExperiment
 
                 experiment = load_config(self.config)
                 if not isinstance(experiment, ClipVisExperiment):
@@ -170,15 +170,15 @@ class Evaluate:
 
     def _predict(self, dataset: "Dataset", count: int, inference: "InferenceConfig") -> dict[str, Any]:
         """Run the model over the data set, and say what the results rest on."""
-        from clipvis_jax.checkpoints import hash_variables
-        from clipvis_jax.dataset_run import DatasetFrames, RunFolder, predict_dataset
+        from clipvis_jax.commands.predict_outputs import write_overlay
+        from clipvis_jax.commands.provenance import device, versions
         from clipvis_jax.distributed import wait_for_all
-        from clipvis_jax.loading import enable_compilation_cache, load
-        from clipvis_jax.model_sizes import backbone_name
-        from clipvis_jax.outputs import write_overlay
-        from clipvis_jax.provenance import device, versions
-        from clipvis_jax.results import VideoResult
-        from clipvis_jax.video import FrameSelection
+        from clipvis_jax.inference.dataset_run import DatasetFrames, RunFolder, predict_dataset
+        from clipvis_jax.inference.loading import enable_compilation_cache, load
+        from clipvis_jax.inference.results import VideoResult
+        from clipvis_jax.media.video_reader import FrameSelection
+        from clipvis_jax.weights.model_folder import hash_variables
+        from clipvis_jax.weights.published_sizes import backbone_name
 
         assert self.model is not None
         enable_compilation_cache()
@@ -189,8 +189,8 @@ class Evaluate:
         weights = hash_variables({"clip_vars": segmenter.clip_vars, "params": segmenter.params})
         settings = dataclasses.asdict(config) | {"window": config.window_size, "dtype": self.dtype, "top_k": self.top_k}
         del settings["temp_dir"]
-        identity = {"weights": weights, "dataset": dataset.digest, "settings": settings, "versions": versions()}
-        run = RunFolder(self.out, identity)
+        fingerprint = {"weights": weights, "dataset": dataset.digest, "settings": settings, "versions": versions()}
+        run = RunFolder(self.out, fingerprint)
         quiet = not self._is_first_process()
 
         # The first videos, by their position in the data set.
@@ -232,7 +232,7 @@ class Evaluate:
         from clipvis_jax.data.catalog import CATALOG
         from clipvis_jax.evaluation import ground_truth_from, load_results
         from clipvis_jax.evaluation.submission import write_submission
-        from clipvis_jax.state_dicts import file_sha256
+        from clipvis_jax.weights.state_dicts import file_sha256
 
         entry = CATALOG.get(dataset.name)
         server = entry.server if entry is not None else None
@@ -266,7 +266,7 @@ class Evaluate:
         from clipvis_jax.evaluation.published import published_rows
         from clipvis_jax.evaluation.report import write_report
         from clipvis_jax.evaluation.summary import print_summary, summarize, summary_to_json
-        from clipvis_jax.files import atomic_path
+        from clipvis_jax.io.files import atomic_path
 
         protocols, groups = scoring_rules(dataset, self.protocol)
         summary = summarize(ground_truth, results, protocols, groups=groups, show_progress=True)

@@ -43,11 +43,11 @@ class Export:
         if self.out.exists() and not self.overwrite:
             raise InputError(f"{self.out}: exists already; choose another --out or add --overwrite")
         with stopping_at_once():
-            from clipvis_jax.checkpoints import FORMAT_VERSION, config_to_json, load_model
-            from clipvis_jax.convert import to_state_dict
-            from clipvis_jax.files import atomic_path
-            from clipvis_jax.model_sizes import describe
-            from clipvis_jax.state_dicts import write_state_dict
+            from clipvis_jax.io.files import atomic_path
+            from clipvis_jax.weights.convert import to_state_dict
+            from clipvis_jax.weights.model_folder import FORMAT_VERSION, config_to_json, load_model
+            from clipvis_jax.weights.published_sizes import describe
+            from clipvis_jax.weights.state_dicts import write_state_dict
 
         with atomic_path(self.out) as temporary:
             model = load_model(self.model)

@@ -65,23 +65,25 @@ class Predict:
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"--top-k {self.top_k}: must be 1 or more")
         with stopping_at_once():
-            from clipvis_jax import outputs
-            from clipvis_jax.loading import enable_compilation_cache, load
-            from clipvis_jax.segmenter import InferenceConfig
-            from clipvis_jax.video import FrameSelection, open_frames
+            from clipvis_jax.commands import predict_outputs
+            from clipvis_jax.inference.loading import enable_compilation_cache, load
+            from clipvis_jax.inference.segmenter import InferenceConfig
+            from clipvis_jax.media.video_reader import FrameSelection, open_frames
 
             classes = read_classes(self.classes, self.classes_file)
             selection = FrameSelection(self.start, self.end, self.every)
             config = InferenceConfig(size=self.size, window=self.window, temp_dir=self.out)
             source = open_frames(self.source, selection)
-            if self.overlay and outputs.overlay_path(self.out, source).resolve() == self.source.resolve():
+            if self.overlay and predict_outputs.overlay_path(self.out, source).resolve() == self.source.resolve():
                 raise InputError(f"{self.source}: the overlay would replace it; choose another --out")
             enable_compilation_cache()
             segmenter = load(self.model, dtype=self.dtype, config=config)
-        with outputs.output_folder(self.out) as out:
+        with predict_outputs.output_folder(self.out) as out:
             result = segmenter.predict(source, classes, top_k=self.top_k, min_score=self.min_score, show_progress=True)
-            written = outputs.write_results(out, result, source, selection, overlay=self.overlay, show_progress=True)
-        outputs.print_summary(result, selection)
+            written = predict_outputs.write_results(
+                out, result, source, selection, overlay=self.overlay, show_progress=True
+            )
+        predict_outputs.print_summary(result, selection)
         print("wrote " + " and ".join(str(path) for path in written))
 
 
@@ -91,7 +93,7 @@ def read_classes(classes: Sequence[str], classes_file: Path | None) -> list[str]
     Raises:
         InputError: There is none, both are given, the file cannot be read, or a name cannot be used.
     """
-    from clipvis_jax.text import check_vocabulary
+    from clipvis_jax.text.vocabulary import check_vocabulary
 
     if classes_file is None:
         if not classes:

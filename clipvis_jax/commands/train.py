@@ -17,8 +17,8 @@ from clipvis_jax.version import __version__
 
 if TYPE_CHECKING:
     from clipvis_jax.config import Experiment
-    from clipvis_jax.pretraining.clip_task import ClipTask
-    from clipvis_jax.training.clipvis_task import ClipVisTask
+    from clipvis_jax.pretraining.task import ClipTask
+    from clipvis_jax.training.task import ClipVisTask
 
 Options = TypeVar("Options")
 
@@ -75,11 +75,11 @@ class Train:
             InputError: An option, the model, the data or the folder of the run cannot be used.
         """
         options = self.options
+        from clipvis_jax.commands.provenance import device, versions
         from clipvis_jax.distributed import start_processes
-        from clipvis_jax.loading import enable_compilation_cache
-        from clipvis_jax.provenance import device, versions
-        from clipvis_jax.training.host_memory import keep_freed_memory
-        from clipvis_jax.training.loop import train
+        from clipvis_jax.inference.loading import enable_compilation_cache
+        from clipvis_jax.loop.host_memory import keep_freed_memory
+        from clipvis_jax.loop.loop import train
 
         keep_freed_memory()
         start_processes(options.distributed)
@@ -109,8 +109,8 @@ def open_task(experiment: "Experiment", options: TrainOptions) -> "ClipVisTask |
     Raises:
         InputError: The options do not say where to begin, or model or data cannot be used.
     """
-    from clipvis_jax.pretraining.clip_task import ClipExperiment, ClipTask
-    from clipvis_jax.training.clipvis_task import ClipVisTask
+    from clipvis_jax.pretraining.task import ClipExperiment, ClipTask
+    from clipvis_jax.training.task import ClipVisTask
 
     if isinstance(experiment, ClipExperiment):
         if options.clip is not None:
@@ -138,8 +138,8 @@ def parse_train(argv: Sequence[str]) -> Train:
 def _scale_optimizer(path: Path, experiment: "Experiment", rule: Literal["linear", "sqrt"]) -> "Experiment":
     """Adapt an experiment's optimiser, whose settings are for the batch size of the configuration, to its own."""
     from clipvis_jax.config import load_config
-    from clipvis_jax.training.clipvis_task import ClipVisExperiment
     from clipvis_jax.training.optimizer import scale_to_batch
+    from clipvis_jax.training.task import ClipVisExperiment
 
     if not isinstance(experiment, ClipVisExperiment):
         raise InputError("--scale-optimizer: is for trainings of the decoders; set the options of --optimizer yourself")

@@ -14,8 +14,8 @@ from clipvis_jax.data.formats import Format, check_format
 from clipvis_jax.data.formats.parts import read_category
 from clipvis_jax.data.json_stream import Entry, JsonStream
 from clipvis_jax.data.records import Category, Mask, VideoRecord
-from clipvis_jax.data.rle import measure
 from clipvis_jax.errors import InputError
+from clipvis_jax.masks.rle import measure
 
 _CHUNK = 2048
 """Masks measured together: enough to make numpy's overhead small."""

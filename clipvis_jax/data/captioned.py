@@ -127,7 +127,7 @@ class CaptionedIterator(Iterator[CaptionedBatch]):
 
     def get_state(self) -> dict[str, Any]:
         """Return where the stream is, as JSON."""
-        return {"batches": self._next_batch, **self._identity()}
+        return {"batches": self._next_batch, **self._fingerprint()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go to where a stream of the same images was.
@@ -135,7 +135,7 @@ class CaptionedIterator(Iterator[CaptionedBatch]):
         Raises:
             InputError: The state belongs to another stream.
         """
-        for name, value in self._identity().items():
+        for name, value in self._fingerprint().items():
             if state.get(name) != value:
                 raise InputError(
                     f"data state: '{name}' was {state.get(name)!r} when it was saved and is {value!r} now; resume with "
@@ -151,7 +151,7 @@ class CaptionedIterator(Iterator[CaptionedBatch]):
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _identity(self) -> dict[str, Any]:
+    def _fingerprint(self) -> dict[str, Any]:
         settings = dataclasses.asdict(self._config)
         del settings["num_workers"]
         return settings

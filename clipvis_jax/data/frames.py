@@ -5,7 +5,7 @@ from jaxtyping import UInt8
 
 from clipvis_jax.data.records import Dataset, VideoRecord
 from clipvis_jax.errors import InputError
-from clipvis_jax.images import decode_image
+from clipvis_jax.media.images import decode_image
 
 
 def decode_frame(dataset: Dataset, index: int, frame: int, video: VideoRecord) -> UInt8[np.ndarray, "h w 3"]:

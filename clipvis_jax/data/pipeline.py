@@ -105,7 +105,7 @@ class TrainIterator(Iterator[TrainBatch]):
 
     def __init__(self, source: "_BatchSource", digest: str) -> None:
         self._source = source
-        self._identity = {
+        self._fingerprint = {
             "data": digest,
             "seed": source.order.seed,
             "batch_size": source.config.batch_size,
@@ -158,7 +158,7 @@ class TrainIterator(Iterator[TrainBatch]):
     def get_state(self) -> State:
         """Return where the stream is, as JSON: `set_state` with it makes the next batch the same again."""
         return {
-            **self._identity,
+            **self._fingerprint,
             "batches": self._next_batch,
             "unreadable": sorted(list(frame) for frame in self._unreadable),
             "cut_off": self.num_cut_off,
@@ -170,7 +170,7 @@ class TrainIterator(Iterator[TrainBatch]):
         Raises:
             InputError: The state belongs to another stream.
         """
-        for name, value in self._identity.items():
+        for name, value in self._fingerprint.items():
             if state.get(name) != value:
                 raise InputError(
                     f"data state: '{name}' was {state.get(name)!r} when it was saved and is {value!r} now; "

@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from clipvis_jax.data.records import Mask, Polygons
-from clipvis_jax.data.rle import measure
 from clipvis_jax.errors import InputError
+from clipvis_jax.masks.rle import measure
 
 _MIN_POLYGON = 6
 """Numbers in a polygon of three corners; pycocotools would take four numbers for a box."""

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Int
 
 from clipvis_jax.data.fields import field, integer_field, list_field, load_json, number_field, show
 from clipvis_jax.data.records import Category, Dataset, Mask
-from clipvis_jax.data.rle import measure, to_counts
 from clipvis_jax.errors import InputError
+from clipvis_jax.masks.rle import measure, to_counts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

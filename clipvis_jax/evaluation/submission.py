@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation.inputs import Result, Video
-from clipvis_jax.files import atomic_path
+from clipvis_jax.io.files import atomic_path
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """A fixed time, so that the same results give the same archive."""

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
-from clipvis_jax.data.rle import empty_mask, overlaps
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result, Video
 from clipvis_jax.evaluation.protocols import Protocol, group_members
+from clipvis_jax.masks.rle import empty_mask, overlaps
 
 ABSENT = -1.0
 """A score that does not exist: there is no ground truth to compare with."""

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from clipvis_jax.models.layers import LayerNorm
-from clipvis_jax.structs import ClipFeatures
+from clipvis_jax.models.structs import ClipFeatures
 
 
 @dataclasses.dataclass(frozen=True)

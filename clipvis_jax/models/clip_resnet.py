@@ -9,9 +9,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from clipvis_jax import ops
+from clipvis_jax.models import ops
 from clipvis_jax.models.layers import Conv
-from clipvis_jax.structs import ClipFeatures
+from clipvis_jax.models.structs import ClipFeatures
 
 EXPANSION = 4
 """A bottleneck's output channels over its inner width."""

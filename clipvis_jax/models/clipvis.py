@@ -12,15 +12,15 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
-from clipvis_jax import ops
 from clipvis_jax.errors import InputError
+from clipvis_jax.models import ops
 from clipvis_jax.models.clip_convnext import ConvNextConfig, ConvNextTrunk, MaskedMeanPool
 from clipvis_jax.models.clip_resnet import MaskedAttentionPool, ResNetConfig, ResNetTrunk
 from clipvis_jax.models.clip_text import TextConfig, TextEncoder
 from clipvis_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoder, QueryDecoderConfig, mask_logits_from
+from clipvis_jax.models.structs import ClipFeatures, FramePredictions, PixelFeatures, QueryPrediction
 from clipvis_jax.models.text_classifier import TextClassifier, score_classes
-from clipvis_jax.structs import ClipFeatures, FramePredictions, PixelFeatures, QueryPrediction
 
 PIXEL_MEAN = np.array([122.7709383, 116.7460125, 104.09373615], np.float32)
 """Mean of CLIP's training images, RGB, 0..255."""

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from clipvis_jax import ops
 from clipvis_jax.errors import InputError
+from clipvis_jax.models import ops
 from clipvis_jax.models.deformable_attention import DeformableAttention, LevelShapes
 from clipvis_jax.models.layers import NUM_GROUPS, Conv, GroupNorm32, LayerNorm, Mlp
-from clipvis_jax.structs import ClipFeatures, PixelFeatures
+from clipvis_jax.models.structs import ClipFeatures, PixelFeatures
 
 NUM_LEVELS = 3
 """res5, res4 and res3."""

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from clipvis_jax import ops
 from clipvis_jax.errors import InputError
+from clipvis_jax.models import ops
 from clipvis_jax.models.layers import LayerNorm, Mlp, MultiHeadAttention
-from clipvis_jax.structs import PixelFeatures, QueryPrediction
+from clipvis_jax.models.structs import PixelFeatures, QueryPrediction
 
 
 @dataclasses.dataclass(frozen=True)

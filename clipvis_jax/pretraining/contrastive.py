@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from clipvis_jax import ops
+from clipvis_jax.models import ops
 
 
 def contrastive_loss(

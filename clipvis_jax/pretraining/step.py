@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from clipvis_jax.errors import InputError
+from clipvis_jax.loop.sharding import batch_sharding, replicated
+from clipvis_jax.loop.train_state import TrainState
 from clipvis_jax.models.clipvis import PIXEL_MEAN, PIXEL_STD, ClipVis, Variables
 from clipvis_jax.pretraining.batch_norm import STATISTICS, batch_statistics, update_statistics
 from clipvis_jax.pretraining.contrastive import box_masks, contrastive_loss, shrink_boxes
-from clipvis_jax.structs import TrainState
-from clipvis_jax.training.sharding import batch_sharding, replicated
 
 
 @dataclasses.dataclass(frozen=True)

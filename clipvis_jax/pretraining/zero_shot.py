@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from clipvis_jax import ops
 from clipvis_jax.data.frames import decode_frame
 from clipvis_jax.data.records import Dataset, Mask
+from clipvis_jax.models import ops
 from clipvis_jax.models.clipvis import ClipVis, Variables
 from clipvis_jax.models.text_classifier import TextClassifier
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 
-from clipvis_jax import ops
+from clipvis_jax.models import ops
 from clipvis_jax.models.query_decoder import mask_logits_from
-from clipvis_jax.structs import LossReport, LossSums, Matches, PointDraws, QueryPrediction, Targets
+from clipvis_jax.models.structs import QueryPrediction
 from clipvis_jax.training.matching import MatchingConfig, match, matching_costs
+from clipvis_jax.training.structs import LossReport, LossSums, Matches, PointDraws, Targets
 
 LOSSES = ("object", "mask", "dice", "iou")
 """The kinds of losses, in the order of the last axis of ``LossReport.losses``."""

@@ -13,7 +13,7 @@ import optax.assignment
 from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from clipvis_jax.structs import Matches
+from clipvis_jax.training.structs import Matches
 
 MatchingMethod = Literal["device", "host"]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clipvis_jax.training.path_rules import apply_rules
+from clipvis_jax.loop.path_rules import apply_rules
 
 DECAY_RULES: tuple[tuple[str, bool], ...] = (
     (r".*norm/(scale|bias)", False),

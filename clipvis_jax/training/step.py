@@ -19,24 +19,18 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.models.clipvis import ClipVis, Variables
-from clipvis_jax.structs import (
-    LossReport,
-    LossSums,
-    PointDraws,
-    StepMetrics,
-    TrainingBatch,
-    TrainState,
-)
-from clipvis_jax.training.losses import LOSSES, LossConfig, combine_sums, loss_sums, point_keys, stack_layers
-from clipvis_jax.training.matching import MatchingMethod
-from clipvis_jax.training.sharding import (
+from clipvis_jax.loop.sharding import (
     BATCH_AXES,
     batch_sharding,
     optimizer_shardings,
     parameter_shardings,
     replicated,
 )
+from clipvis_jax.loop.train_state import TrainState
+from clipvis_jax.models.clipvis import ClipVis, Variables
+from clipvis_jax.training.losses import LOSSES, LossConfig, combine_sums, loss_sums, point_keys, stack_layers
+from clipvis_jax.training.matching import MatchingMethod
+from clipvis_jax.training.structs import LossReport, LossSums, PointDraws, StepMetrics, TrainingBatch
 
 Remat = Literal["none", "layers", "everything"]
 

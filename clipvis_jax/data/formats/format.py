@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clipvis_jax.data.records import Instance, VideoRecord
-from clipvis_jax.data.rle import MAX_SIDE
+from clipvis_jax.masks.rle import MAX_SIDE
 
 __all__ = ["MAX_SIDE", "Format"]
 

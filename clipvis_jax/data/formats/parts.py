@@ -6,8 +6,8 @@ from typing import Any
 
 from clipvis_jax.data.fields import field, finite, integer_field, list_field, number_field, show
 from clipvis_jax.data.records import Box, Category, Mask
-from clipvis_jax.data.rle import MAX_COORDINATE, to_counts
 from clipvis_jax.errors import InputError
+from clipvis_jax.masks.rle import MAX_COORDINATE, to_counts
 
 _UNKNOWN_SIZE = [0, 0]
 
@@ -85,7 +85,7 @@ def read_masks(
     """Read the masks of one instance: null, polygons or run lengths, frame by frame.
 
     Polygons with less than three points or an odd count of numbers are left out, as the authors' loaders do. Counts
-    that are compressed already are not looked into, see `clipvis_jax.data.rle.measure`.
+    that are compressed already are not looked into, see `clipvis_jax.masks.rle.measure`.
 
     Args:
         masks: One per frame.

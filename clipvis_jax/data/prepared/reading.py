@@ -26,7 +26,7 @@ from clipvis_jax.data.prepared.layout import (
 from clipvis_jax.data.prepared.record_text import category_from_json, video_from_text
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import atomic_path, cache_folder
+from clipvis_jax.io.files import atomic_path, cache_folder
 
 _READER_OPTIONS = "readahead_buffer_size:0"
 """Records are read one by one, in any order."""

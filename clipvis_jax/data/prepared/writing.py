@@ -32,8 +32,8 @@ from clipvis_jax.data.prepared.layout import (
 from clipvis_jax.data.prepared.record_text import category_to_json
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import output_error
-from clipvis_jax.folder_lock import locked_folder
+from clipvis_jax.io.files import output_error
+from clipvis_jax.io.folder_lock import locked_folder
 
 _SHARD_BYTES = 2**28
 """Wanted size of a shard: small enough to lose little to an interruption, large enough for object stores."""
@@ -80,14 +80,19 @@ def prepare(
         raise InputError(f"{dataset.name}: has no {level} to prepare")
     builder = BUILDERS[level](dataset, open_path(out))
     folder = epath.Path(builder.data_dir)
-    identity = {"format_version": FORMAT_VERSION, "level": level, "digest": dataset.digest, "shard_bytes": shard_bytes}
+    fingerprint = {
+        "format_version": FORMAT_VERSION,
+        "level": level,
+        "digest": dataset.digest,
+        "shard_bytes": shard_bytes,
+    }
     try:
-        if _is_finished(folder, identity):
+        if _is_finished(folder, fingerprint):
             return folder
         with _locked(folder):
-            if not _is_finished(folder, identity):  # another process may have been faster
-                shards = _write_shards(builder, folder, identity, show_progress)
-                _write_metadata(builder, folder, identity, shards)
+            if not _is_finished(folder, fingerprint):  # another process may have been faster
+                shards = _write_shards(builder, folder, fingerprint, show_progress)
+                _write_metadata(builder, folder, fingerprint, shards)
     except OSError as error:
         raise output_error(error.filename or str(folder), error) from error
     return folder
@@ -101,12 +106,12 @@ def _locked(folder: epath.Path) -> AbstractContextManager[None]:
     return locked_folder(Path(folder.parent), who="another 'clipvis prepare'", option="--out")
 
 
-def _is_finished(folder: epath.Path, identity: dict[str, Any]) -> bool:
+def _is_finished(folder: epath.Path, fingerprint: dict[str, Any]) -> bool:
     if not (folder / INFO_FILE).exists():
         return False
     metadata = read_json(folder / METADATA_FILE)
     for name in ("format_version", "digest"):
-        if metadata.get(name) != identity[name]:
+        if metadata.get(name) != fingerprint[name]:
             raise InputError(
                 f"{folder}: was prepared from other annotations (its {name} differs); remove it or choose another --out"
             )
@@ -114,18 +119,18 @@ def _is_finished(folder: epath.Path, identity: dict[str, Any]) -> bool:
 
 
 def _write_shards(
-    builder: PreparedBuilder, folder: epath.Path, identity: dict[str, Any], show_progress: bool
+    builder: PreparedBuilder, folder: epath.Path, fingerprint: dict[str, Any], show_progress: bool
 ) -> list[Shard]:
     """Write the shards that are missing; return all."""
     progress = folder / PROGRESS_FOLDER
-    marker = progress / "identity.json"
-    if not marker.exists() or read_json(marker) != identity:
+    marker = progress / "fingerprint.json"
+    if not marker.exists() or read_json(marker) != fingerprint:
         if folder.exists():
             folder.rmtree()  # what another data set, or another division into shards, left unfinished
         progress.mkdir(parents=True)
-        _write_whole(marker, identity)
+        _write_whole(marker, fingerprint)
     _remove_leftovers(folder)
-    bounds = _shard_bounds(builder.dataset.video_sizes(), identity["shard_bytes"])
+    bounds = _shard_bounds(builder.dataset.video_sizes(), fingerprint["shard_bytes"])
     shards = []
     bar = tqdm(total=bounds[-1], desc=f"preparing {builder.dataset.name}", unit="video", disable=not show_progress)
     with bar:
@@ -194,11 +199,11 @@ def _write(call: Callable[..., None], path: epath.Path, *arguments: bytes) -> No
 
 
 def _write_metadata(
-    builder: PreparedBuilder, folder: epath.Path, identity: dict[str, Any], shards: Sequence[Shard]
+    builder: PreparedBuilder, folder: epath.Path, fingerprint: dict[str, Any], shards: Sequence[Shard]
 ) -> None:
     dataset, info = builder.dataset, builder.info
     info.metadata.update(
-        **identity,
+        **fingerprint,
         dataset=dataset.name,
         has_annotations=dataset.has_annotations,
         num_videos=len(dataset),

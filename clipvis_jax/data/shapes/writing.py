@@ -14,7 +14,7 @@ from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.data.shapes.dataset import ShapesDataset
 from clipvis_jax.data.shapes.splits import SPLITS, WORLD_VERSION, ShapesConfig
 from clipvis_jax.errors import InputError
-from clipvis_jax.files import atomic_path, output_error, prepare_output_dir
+from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir
 
 ANNOTATIONS, IMAGES = "annotations.json", "JPEGImages"
 _SETTINGS = "shapes.json"

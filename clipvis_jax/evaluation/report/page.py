@@ -19,7 +19,7 @@ from clipvis_jax.evaluation.report.markup import Markup, element, join
 from clipvis_jax.evaluation.report.scores import headline_table, weakness
 from clipvis_jax.evaluation.report.videos import video_cards
 from clipvis_jax.evaluation.video_ap import VideoMetrics
-from clipvis_jax.files import atomic_path
+from clipvis_jax.io.files import atomic_path
 
 _PROVENANCE = ("command", "date", "dataset", "model", "config", "seed", "results", "device", "versions")
 """Fields of metrics.json that say how the scores came about, in the order in which they are shown."""

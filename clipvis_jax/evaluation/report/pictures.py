@@ -17,8 +17,8 @@ from clipvis_jax.evaluation.inputs import Annotation, MaskTrack, Result, Video
 from clipvis_jax.evaluation.outcomes import distinct_tracks
 from clipvis_jax.evaluation.report.markup import Markup, element
 from clipvis_jax.evaluation.video_ap import track_overlaps
-from clipvis_jax.masks import decode_rle
-from clipvis_jax.visualize import color_palette, draw_tracks
+from clipvis_jax.masks.resize import decode_rle
+from clipvis_jax.media.visualize import color_palette, draw_tracks
 
 _MAX_SIDE = 384
 """Longest side of a picture in pixels."""

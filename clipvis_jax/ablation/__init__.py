@@ -1,0 +1,1 @@
+"""The paper's ablations, replayed from cached predictions."""

@@ -1,0 +1,160 @@
+"""Per-frame predictions of a data set on disk, and videos replayed from them without running the network."""
+
+import dataclasses
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from clipvis_jax.errors import InputError
+from clipvis_jax.inference.association import AssociationConfig, Memory, associate
+from clipvis_jax.inference.scores import RunningScores, ScoreConfig, rank_pairs
+from clipvis_jax.inference.video_state import VideoState
+from clipvis_jax.io.files import atomic_path
+from clipvis_jax.masks.resize import MaskResizer, Rle, encode_rle, pack_mask_logits, unpack_mask_logits
+from clipvis_jax.models.structs import FramePredictions
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedVideo:
+    """All that follows from the network alone, for every frame in its own query order.
+
+    ``masks`` are the packed mask logits of all frames one after another, ``mask_ends`` where each ends.
+    ``mask_sizes`` are the rows of a `MaskResizer`: stride-4, padded, valid and original size.
+    """
+
+    object_logits: Float[np.ndarray, "t q 2"]
+    iou: Float[np.ndarray, "t q"]
+    query_embed: Float[np.ndarray, "t q d"]
+    visual_embed: Float[np.ndarray, "t q e"]
+    mask_area: Float[np.ndarray, "t q"]
+    mask_prob_sum: Float[np.ndarray, "t q"]
+    masks: UInt8[np.ndarray, " bytes"]
+    mask_ends: Int[np.ndarray, "t q"]
+    mask_sizes: Int[np.ndarray, "4 2"]
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames."""
+        return len(self.iou)
+
+
+def collect_video(frames: Iterable[tuple[FramePredictions, int]], state: VideoState) -> CachedVideo:
+    """Gather the predictions of a video, as ``Segmenter.predict_frames`` gives them for ``state``."""
+    fields = ("object_logits", "iou", "query_embed", "visual_embed", "mask_area", "mask_prob_sum")
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in fields}
+    packed: list[bytes] = []
+    for predictions, index in frames:
+        for name in fields:
+            columns[name].append(np.array(getattr(predictions, name)[index]))
+        packed += pack_mask_logits(np.asarray(predictions.mask_logits[index]))
+    num_frames = len(columns["iou"])
+    resizer = state.resizer
+    return CachedVideo(
+        **{name: np.stack(arrays) for name, arrays in columns.items()},
+        masks=np.frombuffer(b"".join(packed), np.uint8),
+        mask_ends=np.cumsum([len(mask) for mask in packed]).reshape(num_frames, -1),
+        mask_sizes=np.array(
+            [resizer.logits_size, resizer.padded_size, resizer.valid_size, resizer.original_size], np.int64
+        ),
+    )
+
+
+def save_video(path: Path, video: CachedVideo) -> None:
+    """Write a video's predictions.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **dataclasses.asdict(video))
+
+
+def load_video(path: Path) -> CachedVideo:
+    """Read a video's predictions.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return CachedVideo(**{field.name: arrays[field.name] for field in dataclasses.fields(CachedVideo)})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it and run the same command again") from error
+
+
+class VideoReplay:
+    """A cached video under one vocabulary, to be associated and scored in different ways.
+
+    A query's mask at the original size is drawn once, however many settings use it.
+    """
+
+    def __init__(self, video: CachedVideo, class_probs: Float[np.ndarray, "t q c"]) -> None:
+        self._video, self._class_probs = video, class_probs
+        self._resizer = MaskResizer(*(tuple(size) for size in video.mask_sizes.tolist()))
+        self._drawn: dict[tuple[int, int], Rle] = {}
+        self._empty = encode_rle(np.zeros(self._resizer.original_size, bool))
+
+    def run(
+        self, association: AssociationConfig, scores: ScoreConfig, *, top_k: int, video_id: int, category_ids: list[int]
+    ) -> list[dict[str, Any]]:
+        """Associate and score the video; the results are those of ``Segmenter.predict_video`` with these settings.
+
+        Returns:
+            Results in YouTube-VIS format, best first.
+        """
+        video = self._video
+        num_queries, num_classes = self._class_probs.shape[1:]
+        running = RunningScores(num_queries, num_classes, scores)
+        orders: list[Int[np.ndarray, " q"]] = []
+        memory: Memory = ()
+        for frame in range(video.num_frames):
+            order, memory = associate(video.query_embed[frame], memory, association)
+            orders.append(order)
+            running.add(self._class_probs[frame][order], video.iou[frame][order], video.object_logits[frame][order])
+        pairs = rank_pairs(running, _Tracked(video, self._class_probs, orders), top_k=top_k, min_score=0.0)
+        return [
+            {
+                "video_id": video_id,
+                "category_id": category_ids[class_index],
+                "score": score,
+                "segmentations": [
+                    self._empty if pairs.pruned[frame, pair] else self._mask(frame, int(orders[frame][track]))
+                    for frame in range(video.num_frames)
+                ],
+            }
+            for pair, (track, class_index, score) in enumerate(
+                zip(pairs.tracks.tolist(), pairs.class_indices.tolist(), pairs.scores.tolist(), strict=True)
+            )
+        ]
+
+    def _mask(self, frame: int, query: int) -> Rle:
+        key = frame, query
+        if key not in self._drawn:
+            number = frame * self._video.mask_ends.shape[1] + query
+            ends = self._video.mask_ends.ravel()
+            start = int(ends[number - 1]) if number else 0
+            packed = self._video.masks[start : int(ends[number])].tobytes()
+            logits = unpack_mask_logits(packed, self._resizer.logits_size)
+            self._drawn[key] = encode_rle(self._resizer.mask(logits))
+        return self._drawn[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tracked:
+    """A video's predictions in track order (a ``scores.TrackedScores``)."""
+
+    video: CachedVideo
+    probs: Float[np.ndarray, "t q c"]
+    orders: list[Int[np.ndarray, " q"]]
+
+    def class_probs(self, frame: int) -> Float[np.ndarray, "q c"]:
+        return self.probs[frame][self.orders[frame]]
+
+    def scores(self, frame: int) -> tuple[Float[np.ndarray, "q 2"], Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
+        order = self.orders[frame]
+        video = self.video
+        return video.object_logits[frame][order], video.mask_area[frame][order], video.mask_prob_sum[frame][order]

@@ -1,0 +1,97 @@
+"""Association and scores under many settings, from per-frame predictions that the network made once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from clipvis_jax.ablation.prediction_cache import VideoReplay, collect_video, load_video, save_video
+from clipvis_jax.ablation.settings import Setting
+from clipvis_jax.data.records import Dataset
+from clipvis_jax.inference.dataset_run import DatasetFrames, RunFolder, order_by_size
+from clipvis_jax.inference.segmenter import VIDEO_TOP_K, Segmenter
+from clipvis_jax.io.files import prepare_output_dir
+
+
+def cache_dataset(
+    segmenter: Segmenter, dataset: Dataset, folder: Path, count: int, *, show_progress: bool = False
+) -> list[Path]:
+    """Run the network over the first videos of a data set and keep what it predicts; videos that are there are left.
+
+    Returns:
+        The file of every video, in the data set's order. About 1 MB per frame for a full-size model.
+
+    Raises:
+        InputError: A frame cannot be used, or a file cannot be written.
+    """
+    prepare_output_dir(folder)
+    paths = [folder / f"{index:06d}.npz" for index in range(count)]
+    todo = [index for index in order_by_size(segmenter, dataset, count) if not paths[index].is_file()]
+    lengths = [length for _, _, length in dataset.video_sizes()]
+    # Class probabilities are not kept, so any vocabulary serves; a small one is quick.
+    names = [dataset.categories[0].name]
+    total = sum(lengths[index] for index in todo)
+    with tqdm(total=total, desc="network", unit="frame", disable=not show_progress) as bar:
+        for index in todo:
+            frames = (image for _, image in DatasetFrames(dataset, index))
+            with segmenter.start(names, keep_frames=False) as state:
+                save_video(paths[index], collect_video(segmenter.predict_frames(state, frames), state))
+            bar.update(lengths[index])
+    return paths
+
+
+def replay_dataset(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    cache: Sequence[Path],
+    settings: Sequence[Setting],
+    runs: Sequence[RunFolder],
+    *,
+    top_k: int = VIDEO_TOP_K,
+    show_progress: bool = False,
+) -> None:
+    """Associate and score cached videos under every setting; results go to the setting's run, videos there are left.
+
+    Args:
+        segmenter: The model that the cache is from; its text encoder alone is used.
+        dataset: The data set that the cache is from; all of its classes are the vocabulary.
+        cache: The files of its first videos.
+        settings: What to switch.
+        runs: Where the results of each setting go.
+        top_k: Number of (track, class) pairs per video.
+        show_progress: Show a progress bar with the time left.
+
+    Raises:
+        InputError: A file of the cache is damaged.
+    """
+    names = [category.name for category in dataset.categories]
+    ids = [category.id for category in dataset.categories]
+    templates = {setting.templates for setting in settings}
+    classifiers = {
+        group: segmenter.encode_classes(names, templates=group, show_progress=show_progress) for group in templates
+    }
+    name_probs = jax.jit(
+        lambda visual, classifier: jax.nn.softmax(
+            segmenter.model.name_embeddings(segmenter.clip_vars, visual, classifier), axis=-1
+        )
+    )
+    for index, path in enumerate(tqdm(cache, "settings", unit="video", disable=not show_progress)):
+        todo = [(setting, run) for setting, run in zip(settings, runs, strict=True) if not run.has(index)]
+        if not todo:
+            continue
+        video, video_id = load_video(path), dataset[index].id
+        for group in {setting.templates for setting, _ in todo}:
+            # Frame by frame, as the network does: one compilation for videos of all lengths.
+            probs = np.stack(
+                [np.asarray(name_probs(jnp.asarray(visual), classifiers[group])) for visual in video.visual_embed]
+            )
+            replay = VideoReplay(video, probs[:, :, : len(names)])
+            for setting, run in todo:
+                if setting.templates == group:
+                    records = replay.run(
+                        setting.association, setting.scores, top_k=top_k, video_id=video_id, category_ids=ids
+                    )
+                    run.write(index, records)

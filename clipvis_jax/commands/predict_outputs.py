@@ -1,0 +1,197 @@
+"""What ``clipvis predict`` writes and prints: tracks, overlay, summary."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from pycocotools import mask as coco_mask
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
+
+from clipvis_jax.inference.results import Track, VideoResult
+from clipvis_jax.io.files import atomic_path, prepare_output_dir
+from clipvis_jax.media.video_reader import FrameSelection, FrameSource
+from clipvis_jax.media.video_writer import VideoWriter
+from clipvis_jax.media.visualize import draw_tracks, track_color
+from clipvis_jax.text.vocabulary import parse_synonyms
+from clipvis_jax.version import __version__
+
+FOLDER_FPS = 10.0
+"""Speed of the overlay where the source has none, in frames per second."""
+
+_MIN_FPS = 0.01
+"""The slowest that ``VideoWriter`` takes; reached with a large distance between frames."""
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Make a folder for results; if the block fails, folders that were made and are empty are removed again.
+
+    Raises:
+        InputError: `path` is a file, or nothing can be written there.
+    """
+    made = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]  # noqa: PTH110 (never raises)
+    try:
+        yield prepare_output_dir(path)
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def overlay_path(folder: Path, source: FrameSource) -> Path:
+    """Say where the overlay of a source goes."""
+    return folder / ("overlay.png" if source.kind == "image" else "overlay.mp4")
+
+
+def write_results(
+    folder: Path,
+    result: VideoResult,
+    source: FrameSource,
+    selection: FrameSelection,
+    *,
+    overlay: bool,
+    show_progress: bool,
+) -> list[Path]:
+    """Write tracks.json and the overlay, both or none.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    tracks = folder / "tracks.json"
+    written = [tracks]
+    # The temporary file of the tracks gets its name last, after the overlay is in place.
+    with atomic_path(tracks) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            write_tracks(file, result, source, selection)
+        if overlay:
+            written.append(overlay_path(folder, source))
+            write_overlay(written[-1], result, source, selection, show_progress=show_progress)
+    return written
+
+
+def write_tracks(file: TextIO, result: VideoResult, source: FrameSource, selection: FrameSelection) -> None:
+    """Write the tracks as JSON.
+
+    ``results`` is a list of YouTube-VIS results with ``category_name`` and ``track_id`` added; ``categories`` and
+    ``video`` say what their ids and frames are.
+    """
+    head = {
+        "info": {"creator": f"clipvis_jax {__version__}", "format": "YouTube-VIS results"},
+        "video": {
+            "id": 1,
+            "name": source.name,
+            "height": result.height,
+            "width": result.width,
+            "length": result.num_frames,
+            "fps": source.fps,
+            "frame_numbers": [_frame_number(selection, index) for index in range(result.num_frames)],
+        },
+        "categories": [
+            {"id": index, "name": name, "synonyms": list(parse_synonyms(name))}
+            for index, name in enumerate(result.class_names, start=1)
+        ],
+    }
+    # Track by track: the masks of all need not fit into memory.
+    file.write(json.dumps(head)[:-1] + ', "results": [')
+    for position, track in enumerate(result.tracks):
+        (record,) = dataclasses.replace(result, tracks=[track]).to_ytvis(video_id=1)
+        record |= {"category_name": track.class_name, "track_id": track.track_id}
+        file.write((",\n" if position > 0 else "\n") + json.dumps(record))
+    file.write("\n]}\n")
+
+
+def write_overlay(
+    path: Path, result: VideoResult, source: FrameSource, selection: FrameSelection, *, show_progress: bool
+) -> None:
+    """Draw the tracks on the frames, which are decoded once more: a video, or an image for an image.
+
+    An instance is drawn once, under its best class.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    best: dict[int, Track] = {}
+    for track in result.tracks:
+        best.setdefault(track.track_id, track)
+    # The best on top.
+    tracks = list(best.values())[::-1]
+    if source.kind == "image":
+        _, frame = next(iter(source))
+        with atomic_path(path) as temporary:
+            Image.fromarray(_draw(frame, tracks, 0)).save(temporary)
+        return
+    fps = max((source.fps or FOLDER_FPS) / selection.every, _MIN_FPS)
+    with VideoWriter(path, result.height, result.width, fps) as writer:
+        frames = tqdm(source, total=result.num_frames, desc="writing overlay", unit="frame", disable=not show_progress)
+        for index, (_, frame) in enumerate(frames):
+            writer.write(_draw(frame, tracks, index))
+
+
+def print_summary(result: VideoResult, selection: FrameSelection, console: Console | None = None) -> None:
+    """Print a table of the results: track, class, score, frames in which it is seen, mean size.
+
+    A track that may be of several classes is listed under each. Frames are numbered as in the source.
+    """
+    console = console or Console()
+    instances = len({track.track_id for track in result.tracks})
+    title = ", ".join(
+        f"{count} {noun}{'' if count == 1 else 's'}"
+        for count, noun in ((len(result.tracks), "result"), (instances, "instance"), (result.num_frames, "frame"))
+    )
+    if not result.tracks:
+        console.print(f"{title}; a lower --min-score shows more")
+        return
+    table = Table(title=title, title_justify="left")
+    for heading in ("track", "class", "score", "frames", "first-last", "mean area"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for track in result.tracks:
+        # One by one: pycocotools takes lists of no more than 255 masks.
+        pixels = np.array([coco_mask.area(mask) for mask in track.segmentations])
+        area = pixels / (result.height * result.width)
+        present = np.flatnonzero(area)
+        first_last = [str(_frame_number(selection, int(index))) for index in (*present[:1], *present[-1:])]
+        table.add_row(
+            str(track.track_id),
+            Text(track.class_name),  # as it stands: brackets are not markup
+            f"{track.score:.3f}",
+            str(len(present)),
+            "-".join(first_last) or "-",
+            f"{area[present].mean():.1%}" if len(present) else "-",
+        )
+    console.print(table)
+
+
+def _frame_number(selection: FrameSelection, index: int) -> int:
+    """Return the number in the source of a selected frame."""
+    return selection.start + index * selection.every
+
+
+def _draw(frame: UInt8[np.ndarray, "h w 3"], tracks: list[Track], index: int) -> UInt8[np.ndarray, "h w 3"]:
+    if not tracks:
+        return frame
+    return draw_tracks(
+        frame,
+        np.stack([track.mask(index) for track in tracks]),
+        [_label(track) for track in tracks],
+        np.array([track_color(track.track_id) for track in tracks], np.uint8),
+    )
+
+
+def _label(track: Track) -> str:
+    """Name a track in one line, by its class's first synonym."""
+    name = " ".join(parse_synonyms(track.class_name)[0].split())
+    return f"{name} {track.score:.2f}"

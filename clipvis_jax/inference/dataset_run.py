@@ -1,0 +1,164 @@
+"""Run a segmenter over a data set, video by video: to be stopped, continued, and shared by processes."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from clipvis_jax.data.frames import decode_frame
+from clipvis_jax.data.records import Dataset, VideoRecord
+from clipvis_jax.errors import InputError
+from clipvis_jax.inference.results import VideoResult
+from clipvis_jax.inference.segmenter import VIDEO_TOP_K, Segmenter
+from clipvis_jax.io.files import atomic_path, prepare_output_dir
+
+
+class DatasetFrames:
+    """The frames of one video of a data set, as a ``video.FrameSource``."""
+
+    kind: Literal["video", "folder", "image"] = "folder"
+    fps: float | None = None
+
+    def __init__(self, dataset: Dataset, index: int) -> None:
+        self._dataset, self._index = dataset, index
+        self.record: VideoRecord = dataset[index]
+        self.name = f"video {self.record.id}"
+        self.height, self.width = self.record.height, self.record.width
+        self.expected_frames: int | None = self.record.length
+
+    def __iter__(self) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
+        for frame in range(self.record.length):
+            yield frame, decode_frame(self._dataset, self._index, frame, self.record)
+
+
+class RunFolder:
+    """The results of one run, a file per video, and a note of all that they depend on.
+
+    Files get their names when they are whole, so a run that was killed goes on with the first video without a file.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+        """Open or make the folder.
+
+        Raises:
+            InputError: It holds results of another model, data set or setting, or cannot be written.
+        """
+        self.folder = prepare_output_dir(folder)
+        self._videos = prepare_output_dir(folder / "videos")
+        note = folder / "run.json"
+        fingerprint = json.loads(json.dumps(fingerprint))
+        if note.exists():
+            try:
+                other = json.loads(note.read_text())
+            except (OSError, ValueError) as error:
+                raise InputError(f"{note}: damaged ({error}); choose another --out or delete the folder") from error
+            if different := sorted(
+                key for key in fingerprint.keys() | other.keys() if fingerprint.get(key) != other.get(key)
+            ):
+                raise InputError(
+                    f"{folder}: holds results of another run (other {', '.join(different)}); choose another --out or "
+                    "delete the folder"
+                )
+        else:
+            with atomic_path(note) as temporary:
+                temporary.write_text(json.dumps(fingerprint, indent=2) + "\n")
+
+    def has(self, index: int) -> bool:
+        """Tell whether a video is finished."""
+        return self._path(index).is_file()
+
+    def write(self, index: int, records: list[dict[str, Any]]) -> None:
+        """Keep the results of a video, in YouTube-VIS format."""
+        with atomic_path(self._path(index)) as temporary:
+            temporary.write_text(json.dumps(records))
+
+    def read(self, index: int) -> list[dict[str, Any]]:
+        """Return the results of a video.
+
+        Raises:
+            InputError: They are missing or damaged.
+        """
+        path = self._path(index)
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: damaged ({error}); delete it and run the same command again") from error
+
+    def merge(self, path: Path, indices: Sequence[int], *, show_progress: bool = False) -> None:
+        """Write the results of videos into one file, one video at a time."""
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            separator = "["
+            for index in tqdm(indices, "collecting", unit="video", disable=not show_progress):
+                for record in self.read(index):
+                    file.write(f"{separator}\n{json.dumps(record)}")
+                    separator = ","
+            file.write("[]\n" if separator == "[" else "\n]\n")
+
+    def _path(self, index: int) -> Path:
+        return self._videos / f"{index:06d}.json"
+
+
+def order_by_size(segmenter: Segmenter, dataset: Dataset, count: int) -> list[int]:
+    """Sort the first videos of a data set by the size of the network's input, so that each size compiles once."""
+    sizes = dataset.video_sizes()
+    return sorted(range(count), key=lambda i: (segmenter.config.sizes(*sizes[i][:2]).padded_size, i))
+
+
+def predict_dataset(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    run: RunFolder,
+    count: int,
+    *,
+    top_k: int = VIDEO_TOP_K,
+    on_result: Callable[[int, VideoResult, DatasetFrames], None] | None = None,
+    is_complete: Callable[[int], bool] | None = None,
+    show_progress: bool = False,
+) -> int:
+    """Segment the first videos of a data set that are not finished yet; this process's share of them.
+
+    Args:
+        segmenter: The model.
+        dataset: The videos; all of its classes are the vocabulary.
+        run: Where the results go.
+        count: Number of videos, in the data set's order.
+        top_k: Number of (track, class) pairs per video.
+        on_result: Called with (position in the data set, result, frames) before a video counts as finished.
+        is_complete: Called with the position of a video whose results are there: whether nothing else is missing. If
+            not, the video is computed again. Default: nothing is.
+        show_progress: Show a progress bar with the time left.
+
+    Returns:
+        The number of videos that were computed.
+
+    Raises:
+        InputError: A frame is missing, unreadable or of another size than its annotation says.
+    """
+    names = [category.name for category in dataset.categories]
+    ids = [category.id for category in dataset.categories]
+    lengths = [length for _, _, length in dataset.video_sizes()]
+    share = order_by_size(segmenter, dataset, count)[jax.process_index() :: jax.process_count()]
+    todo = [index for index in share if not (run.has(index) and (is_complete is None or is_complete(index)))]
+    with tqdm(
+        total=sum(lengths[index] for index in share),
+        initial=sum(lengths[index] for index in share) - sum(lengths[index] for index in todo),
+        desc="segmenting",
+        unit="frame",
+        disable=not show_progress,
+    ) as bar:
+        for index in todo:
+            frames = DatasetFrames(dataset, index)
+            bar.set_postfix_str(frames.name)
+            result = segmenter.predict_video(
+                (image for _, image in frames), names, top_k=top_k, num_frames=frames.expected_frames
+            )
+            if on_result is not None:
+                on_result(index, result, frames)
+            run.write(index, result.to_ytvis(frames.record.id, ids))
+            bar.update(lengths[index])
+    return len(todo)

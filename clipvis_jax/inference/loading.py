@@ -1,0 +1,74 @@
+"""Open a model folder as a segmenter."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from clipvis_jax.io.files import cache_folder
+
+# The package imports this module at once, and JAX takes seconds: `clipvis --help` should not.
+if TYPE_CHECKING:
+    from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
+    from clipvis_jax.weights.model_folder import ModelFolder
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that the next start of the same size skips compiling.
+
+    A setting of JAX for the whole process, so it is left to programs to choose; the command line does.
+    """
+    import jax  # noqa: PLC0415
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+
+
+def _text_fingerprint(model: "ModelFolder", dtype: str) -> str:
+    """Digest all that decides on a text's embedding; the weights alone do not show activation and heads."""
+    fingerprint = [model.text_hash, dataclasses.asdict(model.config.text), dtype]
+    return hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
+
+
+def load(
+    folder: str | Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    config: "InferenceConfig | None" = None,
+) -> "Segmenter":
+    """Open a model folder that ``clipvis convert`` or training wrote.
+
+    Args:
+        folder: The model folder.
+        dtype: Type of the computation. ``float32`` equals the authors' results; ``bfloat16`` halves the memory of
+            activations and comes without a promise of parity.
+        config: How videos are run: input size, window, association, scores.
+
+    Raises:
+        InputError: Not a model folder, or a damaged one.
+    """
+    from clipvis_jax.weights.model_folder import load_model  # noqa: PLC0415
+
+    return make_segmenter(load_model(Path(folder)), dtype=dtype, config=config)
+
+
+def make_segmenter(
+    model: "ModelFolder",
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    config: "InferenceConfig | None" = None,
+) -> "Segmenter":
+    """Make the content of a model folder ready to run; see ``load``."""
+    from clipvis_jax.inference.segmenter import Segmenter  # noqa: PLC0415
+    from clipvis_jax.models.clipvis import ClipVis  # noqa: PLC0415
+
+    return Segmenter(
+        ClipVis(model.config, dtype=dtype),
+        model.clip_vars,
+        model.params,
+        tokenizer=model.tokenizer,
+        weights_hash=_text_fingerprint(model, dtype),
+        config=config,
+        cache_dir=cache_folder() / "text",
+        source=model.source,
+    )

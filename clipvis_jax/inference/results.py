@@ -1,0 +1,106 @@
+"""What a segmenter gives back: tracks of a video, and the state of all tracks in one frame."""
+
+import dataclasses
+from collections.abc import Sequence
+from operator import eq
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from clipvis_jax.io.temp_file import TempFile
+from clipvis_jax.masks.resize import Rle, decode_rle
+
+
+class StoredMasks(Sequence[Rle]):
+    """The masks of a track, one per frame, in a temporary file that lives as long as they do."""
+
+    def __init__(
+        self,
+        file: TempFile,
+        size: tuple[int, int],
+        starts: Int[np.ndarray, " t"],
+        lengths: Int[np.ndarray, " t"],
+    ) -> None:
+        self._file, self._size = file, size
+        self._starts, self._lengths = starts, lengths
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Rle: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Rle]: ...
+
+    def __getitem__(self, index: int | slice) -> Rle | list[Rle]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        counts = self._file.read(int(self._starts[index]), int(self._lengths[index]))
+        return {"size": list(self._size), "counts": counts.decode("ascii")}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """One instance over a whole video (or image) under one class.
+
+    ``track_id`` numbers the instance: the same instance may appear under several classes. ``class_index`` counts
+    from 0 in the order of the vocabulary. ``score`` is 0..1. ``segmentations`` holds one mask per frame, empty
+    where the instance is absent; each is read from a temporary file when it is asked for.
+    """
+
+    track_id: int
+    class_index: int
+    class_name: str
+    score: float
+    segmentations: StoredMasks
+
+    def mask(self, frame: int) -> Bool[np.ndarray, "h w"]:
+        """Decode the mask in a frame."""
+        return decode_rle(self.segmentations[frame])
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoResult:
+    """All tracks of a video, best first."""
+
+    tracks: list[Track]
+    class_names: tuple[str, ...]
+    height: int
+    width: int
+    num_frames: int
+
+    def to_ytvis(self, video_id: int = 1, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Write the tracks as YouTube-VIS results.
+
+        Args:
+            video_id: The video's id.
+            category_ids: Ids of the classes in the vocabulary's order; by default they count from 1.
+        """
+        ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
+        return [
+            {
+                "video_id": video_id,
+                "category_id": ids[track.class_index],
+                "score": track.score,
+                "segmentations": list(track.segmentations),
+            }
+            for track in self.tracks
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveTrack:
+    """A track as it stands after the frames seen so far, with its mask in the newest one."""
+
+    track_id: int
+    class_index: int
+    class_name: str
+    score: float
+    mask: Bool[np.ndarray, "h w"]

@@ -1,0 +1,1 @@
+"""Files that are whole or absent, temporary files, locks, reading ahead."""

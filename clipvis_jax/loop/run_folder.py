@@ -1,0 +1,91 @@
+"""The folder of a run: who may write there, and the note of what the run depends on."""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clipvis_jax.distributed import largest_of_all
+from clipvis_jax.errors import InputError
+from clipvis_jax.io.files import atomic_path
+from clipvis_jax.io.folder_lock import locked_folder
+
+_FILE = "run.json"
+_CHANGED = "changed_settings"
+_FIXED = {"clip_sha256": "CLIP", "decoders_sha256": "model to begin with (--init-from)", "dataset": "data set"}
+"""What a run is never gone on with if it differs, and what messages call it."""
+
+
+@contextmanager
+def lock_folder(workdir: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the system takes the lock away when the process ends, however it ends.
+
+    Process 0 holds it for all processes of a run, and if it cannot, all of them stop.
+
+    Raises:
+        InputError: Another run is at work there, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        problem = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(locked_folder(workdir, who="another run", option="--workdir"))
+            except InputError as error:
+                problem = error
+        if largest_of_all(int(problem is not None)):
+            raise problem or InputError(f"{workdir}: process 0 cannot have it for this run; see what that one says")
+        yield
+
+
+def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
+    """Compare a run with the note of the one that it goes on from.
+
+    Args:
+        folder: The folder of that run; it may be the run's own.
+        description: What the run depends on, as JSON.
+
+    Returns:
+        The names of settings and versions that are other ones than before, or had changed before; sorted.
+
+    Warns:
+        UserWarning: Some are other ones than before.
+
+    Raises:
+        InputError: CLIP, the decoders to begin with or the data are other ones, or the note is damaged.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        return []
+    try:
+        earlier = json.loads(path.read_text())
+        changed_before = set(earlier.pop(_CHANGED, ()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it to go on all the same") from error
+    for name, what in _FIXED.items():
+        if earlier.get(name) != description.get(name):
+            raise InputError(f"{folder}: is a run with another {what}; choose another --workdir or --resume")
+    # When to stop is no property of what is trained: to go on later, it has to change.
+    changed = set(_differences(earlier, description)) - {"config.loop.stop_after"}
+    if changed:
+        warnings.warn(f"{folder}: goes on with other settings than before: {', '.join(sorted(changed))}", stacklevel=2)
+    return sorted(changed | changed_before)
+
+
+def write_note(folder: Path, description: Mapping[str, Any], changed: list[str]) -> dict[str, Any]:
+    """Note what a run depends on, and what of it has changed since it began; returns the note."""
+    note = dict(description) | ({_CHANGED: changed} if changed else {})
+    with atomic_path(folder / _FILE) as temporary:
+        temporary.write_text(json.dumps(note, indent=2) + "\n")
+    return note
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Name the fields of two JSON values that differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = a.keys() | b.keys()
+        return [x for name in names for x in _differences(a.get(name), b.get(name), f"{prefix}.{name}".lstrip("."))]
+    return [] if a == b else [prefix]

@@ -1,0 +1,19 @@
+"""What a training carries from step to step."""
+
+from typing import Any
+
+import flax.struct
+from jaxtyping import Array, Int, UInt32
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a training run carries from step to step, besides the place in the data.
+
+    ``step`` counts finished steps. Every random draw hangs on ``seed`` and ``step``.
+    """
+
+    step: Int[Array, ""]
+    seed: UInt32[Array, ""]
+    params: Any
+    opt_state: Any

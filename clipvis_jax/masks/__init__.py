@@ -1,0 +1,1 @@
+"""Masks on the host: run lengths, and from logits to pixels."""

@@ -1,0 +1,1 @@
+"""Videos and pictures: reading, writing, drawing on them."""

@@ -1,0 +1,103 @@
+"""Write videos that browsers play."""
+
+from contextlib import ExitStack, suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from jaxtyping import UInt8
+
+from clipvis_jax.errors import InputError
+from clipvis_jax.io.files import atomic_path
+
+
+class VideoWriter:
+    """Write frames to an H.264 mp4 that browsers play.
+
+    A context manager: the file appears under its name when the block ends well, and not at all otherwise. Odd
+    sizes grow by a repeated row or column, because players expect 4:2:0 chroma, which needs even sizes.
+
+    Args:
+        path: where the video goes.
+        height: frame height in pixels.
+        width: frame width in pixels.
+        fps: frames per second, 0.01 to 1000; a rounded NTSC rate such as 29.97003 becomes 30000/1001 again.
+
+    Raises:
+        InputError: `fps` is out of its range, or the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path, height: int, width: int, fps: float) -> None:
+        # An mp4 counts its length in milliseconds.
+        if not 0.01 <= fps <= 1000:
+            raise InputError(f"frame rate {fps}: must be from 0.01 to 1000 frames per second")
+        self._path = Path(path)
+        self._size = (height, width)
+        self._rate = Fraction(fps).limit_denominator(1001)
+        self._frames = 0
+        self._reformatter = VideoReformatter()
+
+    def __enter__(self) -> "VideoWriter":
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self._path))
+            self._container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
+            self._stream = self._container.add_stream(
+                "libx264", rate=self._rate, options={"preset": "veryfast", "crf": "20"}
+            )
+            height, width = self._size
+            self._stream.height, self._stream.width = height + height % 2, width + width % 2
+            self._stream.pix_fmt = "yuv420p"
+            # Untagged colours are shown as BT.601 by some players and as BT.709 by others.
+            context = self._stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+            stack.push(self._finish)
+            self._on_exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._on_exit.__exit__(kind, error, traceback)
+
+    def write(self, frame_u8: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Append a frame of the size given at the start."""
+        height, width = self._size
+        if frame_u8.shape != (height, width, 3):
+            raise ValueError(f"frame of shape {frame_u8.shape} in a video of {height} x {width} pixels")
+        if height % 2 or width % 2:
+            frame_u8 = np.pad(frame_u8, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        rgb = av.VideoFrame.from_ndarray(frame_u8, format="rgb24")
+        frame = self._reformatter.reformat(
+            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
+        frame.pts, frame.time_base = self._frames, 1 / self._rate
+        self._encode(frame)
+        self._frames += 1
+
+    def _encode(self, frame: av.VideoFrame | None) -> None:
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except (OSError, MemoryError):
+            raise  # atomic_path says what is wrong with the file
+        except av.FFmpegError as error:
+            raise InputError(
+                f"{self._path}: H.264 cannot encode {self._stream.width} x {self._stream.height} pixels at "
+                f"{self._rate} frames per second ({error.strerror}); make the frames smaller"
+            ) from error
+
+    def _finish(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                if self._frames == 0:
+                    raise ValueError(f"{self._path}: no frame was written")
+                self._encode(None)
+                self._container.close()
+        finally:
+            # Left open, the removed file would still take up space on the disk.
+            with suppress(av.FFmpegError):
+                self._container.close()

@@ -1,0 +1,1 @@
+"""Class names: tokens, prompts, and a vocabulary's classifier."""

@@ -1,0 +1,1 @@
+"""Model folders, and other formats of weights."""

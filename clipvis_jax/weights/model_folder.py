@@ -1,0 +1,279 @@
+"""Model folders: sizes, parameters, tokenizer and provenance in one place.
+
+A folder holds ``config.json`` (format version, sizes, checksum, where the weights come from), ``variables/``
+(parameters, by orbax) and ``tokenizer/`` (files in transformers' format).
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from clipvis_jax.distributed import common_random_name, wait_for_all
+from clipvis_jax.errors import InputError
+from clipvis_jax.io.files import output_error
+from clipvis_jax.models.clip_convnext import ConvNextConfig
+from clipvis_jax.models.clip_resnet import ResNetConfig
+from clipvis_jax.models.clip_text import TextConfig
+from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
+from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
+from clipvis_jax.models.query_decoder import QueryDecoderConfig
+from clipvis_jax.text.tokenizer import ClipTokenizer, load_tokenizer
+
+FORMAT_VERSION = 1
+Storage = Literal["float32", "float16"]
+"""Types in which variables may be stored; they are read as float32."""
+_BACKBONES = {"resnet": ResNetConfig, "convnext": ConvNextConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """What a model folder holds.
+
+    ``text_hash`` is a digest of the text encoder's weights; ``source`` says where the weights come from.
+    """
+
+    config: ClipVisConfig
+    clip_vars: Variables
+    params: Variables
+    tokenizer: ClipTokenizer
+    text_hash: str
+    source: dict[str, Any]
+
+
+def config_to_json(config: ClipVisConfig) -> dict[str, Any]:
+    """Write sizes as JSON."""
+    kind = next(name for name, cls in _BACKBONES.items() if isinstance(config.backbone, cls))
+    return dataclasses.asdict(config) | {"backbone": {"kind": kind, **dataclasses.asdict(config.backbone)}}
+
+
+def config_from_json(data: dict[str, Any]) -> ClipVisConfig:
+    """Read sizes from JSON."""
+
+    def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+    backbone = dict(data["backbone"])
+    return ClipVisConfig(
+        backbone=_BACKBONES[backbone.pop("kind")](**tuples(backbone)),
+        text=TextConfig(**data["text"]),
+        pixel_decoder=PixelDecoderConfig(**data["pixel_decoder"]),
+        query_decoder=QueryDecoderConfig(**data["query_decoder"]),
+    )
+
+
+def hash_variables(variables: Variables) -> str:
+    """Return a digest of a tree's names and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def checksum(variables: Variables) -> str:
+    """Return a CRC-32 of a tree's values: as quick as reading them, and enough to notice damage."""
+    crc = 0
+    for leaf in jax.tree.leaves(variables):
+        crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
+    return f"{crc:08x}"
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Make sure that a model folder can be written.
+
+    Raises:
+        InputError: The path is taken, or nothing can be written there.
+    """
+    folder = folder.resolve()
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            if not overwrite:
+                raise InputError(f"{folder}: exists already; choose another --out or add --overwrite")
+            if not (folder / "config.json").is_file() or not (folder / "variables").is_dir():
+                raise InputError(f"{folder}: holds something else than a model, so it stays; choose another --out")
+        elif folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file, but a folder is needed; choose another --out")
+        with tempfile.TemporaryFile(dir=_nearest_folder(folder.parent)) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
+def save_model(
+    folder: Path,
+    config: ClipVisConfig,
+    clip_vars: Variables,
+    params: Variables,
+    tokenizer: ClipTokenizer,
+    *,
+    source: dict[str, Any],
+    storage: Storage = "float32",
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder, whole or not at all. Stored as float16 it is half as large, and rounded.
+
+    Where several processes work together, all of them call this: orbax waits for all. The first one's values are
+    written, and when the others return the folder is there.
+
+    Raises:
+        InputError: The path is taken (a model may be replaced if ``overwrite`` is set), it cannot be written, or the
+            tokenizer belongs to another text encoder.
+    """
+    _check_vocabulary(tokenizer, config.text)
+    check_target(folder, overwrite=overwrite)
+    folder = folder.resolve()
+    # What is written as numpy arrays can be read on any devices.
+    variables = jax.tree.map(lambda x: np.asarray(x, storage), {"clip_vars": clip_vars, "params": params})
+    description = {
+        "format_version": FORMAT_VERSION,
+        "config": config_to_json(config),
+        "text_hash": hash_variables(_as_read(variables["clip_vars"]["text"])),
+        "checksum": checksum(variables),
+        "source": source,
+    }
+    is_first = jax.process_index() == 0
+    try:
+        with _temporary_folder(_nearest_folder(folder.parent)) as temporary:
+            new = temporary / "new"
+            if is_first:
+                new.mkdir()
+            _save_variables(new / "variables", variables)
+            if is_first:
+                # Orbax notes in it, and never reads, what the folder was called on the machine that wrote it.
+                (new / "variables" / "commit_success.txt").unlink(missing_ok=True)
+                tokenizer.save(new / "tokenizer")
+                (new / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+                _move_into_place(new, folder, old=temporary / "old")
+    except OSError as error:
+        raise output_error(folder, error) from error
+    wait_for_all("model folder written")
+
+
+def load_model(folder: Path) -> ModelFolder:
+    """Read a model folder; needs neither torch nor a network.
+
+    Raises:
+        InputError: Not a model folder, one of a newer version, or a damaged one.
+    """
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        what = "not a model folder (no config.json)" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {what}; make a model folder with 'clipvis convert'")
+    try:
+        description = json.loads(config_file.read_text())
+        version = description["format_version"]
+        if version <= FORMAT_VERSION:
+            config = config_from_json(description["config"])
+            shapes = _variable_shapes(config)
+            text_hash, crc, source = (description[name] for name in ("text_hash", "checksum", "source"))
+    except Exception as error:  # whatever wrong names, types and numbers lead to
+        raise InputError(f"{config_file}: damaged ({_first_line(error)}); convert the model again") from error
+    if version > FORMAT_VERSION:
+        raise InputError(f"{config_file}: format_version {version} is newer than this program; update clipvis-jax")
+    try:
+        variables = ocp.load((folder / "variables").absolute())  # it takes no other path
+    except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
+        raise InputError(f"{folder / 'variables'}: damaged ({_first_line(error)}); convert the model again") from error
+    if jax.tree.map(np.shape, variables) != shapes:
+        raise InputError(f"{folder}: the variables do not fit config.json; convert the model again")
+    # Orbax does not notice when a value has changed.
+    if checksum(variables) != crc:
+        raise InputError(f"{folder / 'variables'}: damaged (another checksum); convert the model again")
+    try:
+        tokenizer = load_tokenizer(folder / "tokenizer", context_length=config.text.context_length)
+    except InputError as error:
+        raise InputError(f"{error}; convert the model again") from error
+    _check_vocabulary(tokenizer, config.text)
+    variables = _as_read(variables)
+    return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, text_hash, source)
+
+
+def _as_read(variables: Variables) -> Variables:
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
+
+
+def _variable_shapes(config: ClipVisConfig) -> dict[str, Any]:
+    """Return the shape of every variable of a model, without computing any."""
+    model, key = ClipVis(config), jax.random.key(0)
+    abstract = {
+        "clip_vars": jax.eval_shape(model.init_clip, key),
+        "params": jax.eval_shape(model.init_decoders, key),
+    }
+    return jax.tree.map(np.shape, abstract)
+
+
+def _check_vocabulary(tokenizer: ClipTokenizer, text: TextConfig) -> None:
+    """Refuse a tokenizer of another text encoder: its ids would be other words, and its end token not the last id."""
+    if tokenizer.vocab_size != text.vocab_size:
+        raise InputError(
+            f"tokenizer: has {tokenizer.vocab_size} entries, but the text encoder {text.vocab_size}; give the "
+            "--tokenizer that the model was trained with"
+        )
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Return the deepest folder of a path that exists."""
+    return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+
+
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """Give a folder that goes with the block; the first process makes and removes it, the others get its path."""
+    path = parent / f".clipvis-{common_random_name()}"
+    if jax.process_index() != 0:
+        yield path
+        return
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _move_into_place(new: Path, folder: Path, *, old: Path) -> None:
+    """Give a folder its name; what had it before is moved to ``old``, and back if anything goes wrong."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+
+
+def _save_variables(path: Path, variables: Variables) -> None:
+    """Write arrays by orbax.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    try:
+        # In a thread of its own, and the end of the block waits for it: Ctrl-C, which comes to the main thread alone,
+        # would leave orbax's threads writing into a folder that is being removed.
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(ocp.save, path, variables).result()
+    except ValueError as error:
+        # This is how tensorstore reports the system's errors.
+        if match := re.search(r"os_error_code='(\d+)'", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1]))) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -1,0 +1,188 @@
+"""The published models' sizes, and how to work out a checkpoint's from its names and shapes.
+
+A wrong number of decoder layers would load without a word in the authors' code and give an AP of 0.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+from clipvis_jax.errors import InputError
+from clipvis_jax.models.clip_convnext import ConvNextConfig
+from clipvis_jax.models.clip_resnet import ResNetConfig
+from clipvis_jax.models.clip_text import Activation, TextConfig
+from clipvis_jax.models.clipvis import ClipVisConfig
+from clipvis_jax.models.pixel_decoder import NUM_LEVELS, PixelDecoderConfig
+from clipvis_jax.models.query_decoder import QueryDecoderConfig
+from clipvis_jax.weights.torch_names import CLIP_PREFIX, HEAD_PREFIX
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_XXLARGE = ConvNextConfig(depths=(3, 4, 30, 3), dims=(384, 768, 1536, 3072), embed_dim=1024, norm_eps=1e-5)
+
+BACKBONES: dict[str, ResNetConfig | ConvNextConfig] = {
+    "RN50": ResNetConfig(),
+    "RN101": ResNetConfig(depths=(3, 4, 23, 3), embed_dim=512),
+    "RN50x4": ResNetConfig(depths=(4, 6, 10, 6), width=80, embed_dim=640, pool_grid=9),
+    "RN50x16": ResNetConfig(depths=(6, 8, 18, 8), width=96, embed_dim=768, pool_grid=12),
+    "RN50x64": ResNetConfig(depths=(3, 15, 36, 10), width=128, embed_dim=1024, pool_grid=14),
+    "convnext_base_w": ConvNextConfig(),
+    "convnext_large_d": ConvNextConfig(dims=(192, 384, 768, 1536), embed_dim=768, projection="mlp"),
+    "convnext_xxlarge": _XXLARGE,
+}
+"""The published CLIP image encoders that are supported. ``convnext_base_w_320`` and ``convnext_large_d_320`` differ
+from their namesakes in the training image size alone, which a convolutional network does not show."""
+
+TEXT_TOWERS: dict[str, TextConfig] = {
+    "RN50": TextConfig(),
+    "RN101": TextConfig(embed_dim=512),
+    "RN50x4": TextConfig(width=640, num_heads=10, embed_dim=640),
+    "RN50x16": TextConfig(width=768, num_heads=12, embed_dim=768),
+    "RN50x64": TextConfig(width=1024, num_heads=16, embed_dim=1024),
+    "convnext_base_w": TextConfig(width=640, num_heads=10, embed_dim=640, activation="gelu"),
+    "convnext_large_d": TextConfig(width=768, num_heads=12, num_layers=16, embed_dim=768, activation="gelu"),
+    "convnext_xxlarge": TextConfig(width=1024, num_heads=16, num_layers=24, embed_dim=1024, activation="gelu"),
+}
+"""The text encoders that belong to ``BACKBONES``."""
+
+
+def infer_config(
+    shapes: Shapes, *, source: str, activation: Activation | None = None, text_heads: int | None = None
+) -> tuple[ClipVisConfig, bool]:
+    """Work out a model's sizes from the names and shapes of a checkpoint.
+
+    Args:
+        shapes: Shape of every entry, under the authors' names.
+        source: What to call the checkpoint in errors.
+        activation: Activation of the text encoder, which no key shows; by default QuickGELU for ResNets (OpenAI's
+            weights) and exact GELU for ConvNeXts.
+        text_heads: Attention heads of the text encoder, which no key shows; by default 64 channels each.
+
+    Returns:
+        The sizes, and whether the checkpoint holds the trained decoders (otherwise their sizes are the defaults).
+
+    Raises:
+        InputError: Not a CLIP with a ResNet or ConvNeXt image encoder, or not CLIP-VIS.
+    """
+    clip = {key.removeprefix(CLIP_PREFIX): s for key, s in shapes.items() if key.startswith(CLIP_PREFIX)}
+    head = {key.removeprefix(HEAD_PREFIX): s for key, s in shapes.items() if key.startswith(HEAD_PREFIX)}
+    if not clip:
+        raise InputError(f"{source}: holds no CLIP weights (no key starts with '{CLIP_PREFIX}'); give them with --clip")
+    try:
+        backbone = _infer_backbone(clip, source)
+        text = _infer_text(clip, backbone, activation, text_heads)
+        config = ClipVisConfig(backbone, text)
+        if head:
+            config = _add_decoders(config, head, source)
+    except InputError:  # a ValueError too
+        raise
+    except KeyError as error:
+        raise InputError(f"{source}: the entry {error} is missing; the file is not a whole checkpoint") from None
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{source}: an entry has an unexpected shape ({error})") from None
+    return config, bool(head)
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """Count the different values of the number that a pattern captures."""
+    return len({m[1] for key in shapes if (m := re.match(pattern, key))})
+
+
+def _infer_backbone(clip: Shapes, source: str) -> ResNetConfig | ConvNextConfig:
+    if "visual.trunk.stem.0.weight" in clip:
+        stages = [f"visual.trunk.stages.{stage}" for stage in range(4)]
+        dims = tuple(clip[f"{stage}.blocks.0.conv_dw.weight"][0] for stage in stages)
+        depths = tuple(_count(clip, re.escape(stage) + r"\.blocks\.(\d+)\.") for stage in stages)
+        mlp = "visual.head.mlp.fc1.weight" in clip
+        # The norms' epsilon is in no key; among the published models only the largest has another one.
+        return ConvNextConfig(
+            depths=depths,  # type: ignore[arg-type]
+            dims=dims,  # type: ignore[arg-type]
+            embed_dim=clip["visual.head.mlp.fc2.weight" if mlp else "visual.head.proj.weight"][0],
+            projection="mlp" if mlp else "linear",
+            norm_eps=_XXLARGE.norm_eps if dims == _XXLARGE.dims else ConvNextConfig.norm_eps,
+        )
+    if "visual.conv1.weight" in clip and "visual.layer1.0.conv1.weight" in clip:
+        embed_dim, channels = clip["visual.attnpool.c_proj.weight"]
+        depths = tuple(_count(clip, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5))
+        return ResNetConfig(
+            depths=depths,  # type: ignore[arg-type]
+            width=channels // 32,
+            embed_dim=embed_dim,
+            pool_grid=math.isqrt(clip["visual.attnpool.positional_embedding"][0] - 1),
+        )
+    raise InputError(
+        f"{source}: the image encoder is neither a CLIP ResNet nor a CLIP ConvNeXt "
+        f"(supported: {', '.join(BACKBONES)}); a ViT has no feature pyramid for CLIP-VIS"
+    )
+
+
+def _infer_text(
+    clip: Shapes,
+    backbone: ResNetConfig | ConvNextConfig,
+    activation: Activation | None,
+    text_heads: int | None,
+) -> TextConfig:
+    width, embed_dim = clip["text_projection"]
+    num_heads = max(1, width // 64) if text_heads is None else text_heads
+    if num_heads < 1 or width % num_heads:
+        raise InputError(f"--text-heads {num_heads}: must divide the text encoder's width, which is {width}")
+    return TextConfig(
+        width=width,
+        num_heads=num_heads,
+        num_layers=_count(clip, r"transformer\.resblocks\.(\d+)\."),
+        context_length=clip["positional_embedding"][0],
+        vocab_size=clip["token_embedding.weight"][0],
+        embed_dim=embed_dim,
+        activation=activation or ("quick_gelu" if isinstance(backbone, ResNetConfig) else "gelu"),
+    )
+
+
+def _add_decoders(config: ClipVisConfig, head: Shapes, source: str) -> ClipVisConfig:
+    """Put the decoders' sizes into a configuration."""
+    try:
+        return dataclasses.replace(
+            config, pixel_decoder=_infer_pixel_decoder(head), query_decoder=_infer_query_decoder(head)
+        )
+    except InputError as error:  # of a configuration, which does not know the file
+        raise InputError(f"{source}: the decoders have unsupported sizes ({error})") from None
+
+
+def _infer_pixel_decoder(head: Shapes) -> PixelDecoderConfig:
+    layer = "pixel_decoder.transformer.encoder.layers"
+    config = PixelDecoderConfig(
+        dim=head["pixel_decoder.input_proj.0.0.weight"][0],
+        mask_dim=head["pixel_decoder.mask_features.weight"][0],
+        num_layers=_count(head, re.escape(layer) + r"\.(\d+)\."),
+        ffn_dim=head[f"{layer}.0.linear1.weight"][0],
+    )
+    samples = head[f"{layer}.0.self_attn.attention_weights.weight"][0]
+    return dataclasses.replace(config, num_points=samples // (NUM_LEVELS * config.num_heads))
+
+
+def _infer_query_decoder(head: Shapes) -> QueryDecoderConfig:
+    queries, dim = head["predictor.query_feat.weight"]
+    return QueryDecoderConfig(
+        num_queries=queries,
+        num_layers=_count(head, r"predictor\.transformer_ffn_layers\.(\d+)\."),
+        dim=dim,
+        mask_dim=head["predictor.mask_embed.layers.2.weight"][0],
+        ffn_dim=head["predictor.transformer_ffn_layers.0.linear1.weight"][0],
+    )
+
+
+def backbone_name(backbone: ResNetConfig | ConvNextConfig) -> str | None:
+    """Return open_clip's name of an image encoder, None if it has none."""
+    return next((name for name, config in BACKBONES.items() if config == backbone), None)
+
+
+def describe(config: ClipVisConfig) -> str:
+    """Say in one line what a model is."""
+    text, decoder = config.text, config.query_decoder
+    name = backbone_name(config.backbone) or "CLIP of an unpublished size"
+    return (
+        f"{name}; text encoder with {text.num_layers} layers of width "
+        f"{text.width} and {text.num_heads} heads, {text.activation}; {config.pixel_decoder.num_layers} pixel decoder "
+        f"layers, {decoder.num_layers} query decoder layers, {decoder.num_queries} queries"
+    )

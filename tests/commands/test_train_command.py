@@ -1,0 +1,485 @@
+"""train.py on a tiny model: what it writes, exact resuming, devices and processes, bad input."""
+
+import ast
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from small_videos import write_videos
+from tiny import tiny_model_folder
+
+import clipvis_jax
+from clipvis_jax.cli import main
+from clipvis_jax.commands.train import parse_train
+from clipvis_jax.config import load_config
+from clipvis_jax.errors import InputError
+from clipvis_jax.loop.checkpoints import TrainingCheckpoints
+from clipvis_jax.loop.log import read_log
+from clipvis_jax.training.task import ClipVisTask
+from clipvis_jax.weights.model_folder import hash_variables, load_model, save_model
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+CONFIGS = sorted(path.stem for path in (TRAIN.parent / "configs").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return tiny_model_folder(tmp_path_factory.mktemp("model") / "tiny", "rn")
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory):
+    return write_videos(tmp_path_factory.mktemp("videos"))
+
+
+def write_config(path, clip, annotations, **changes):
+    """Write a configuration with the sizes of a model folder."""
+    config = load_model(clip).config
+    settings = {
+        "backbone": None,
+        "pixel_decoder": config.pixel_decoder,
+        "query_decoder": config.query_decoder,
+        "dataset": str(annotations),
+    } | changes
+    path.write_text(
+        textwrap.dedent(
+            """
+            from clipvis_jax.data.transforms import LargeScaleJitter
+            from clipvis_jax.training.task import *
+            from clipvis_jax.training.losses import LossConfig
+            config = ClipVisExperiment(
+                {settings},
+                data=PipelineConfig(batch_size=8, image_size=(64, 64), max_instances=4, num_workers=0,
+                                    augmentation=LargeScaleJitter(min_scale=0.8), repeat_threshold=0.0),
+                step=TrainingConfig(losses=LossConfig(num_points=64)),
+                optimizer=OptimizerConfig(num_steps=6, drop_steps=(4,)),
+                evaluation=EvaluationConfig(dataset={dataset!r}, inference=InferenceConfig(size=64)),
+                loop=LoopConfig(log_every=1, checkpoint_every=3),
+            )
+            """
+        ).format(settings=", ".join(f"{key}={value!r}" for key, value in settings.items()), dataset=str(annotations))
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, clip, annotations):
+    return write_config(tmp_path_factory.mktemp("config") / "tiny.py", clip, annotations)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Programs compiled by the processes of these tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def start(cache, config, *options, devices=1):
+    # Most of the time goes into compiling: machine code as it comes, not optimised, saves a third of it.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "CLIPVIS_CACHE": str(cache)}
+    # XLA explains at length how it divides arrays.
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NPROC": "32"}  # for NPROC see conftest.py
+    command = [sys.executable, TRAIN, config, *options]
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(*processes, expected_code=0):
+    """Wait for processes that work together; returns what the first one printed."""
+    try:
+        said = [process.communicate(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
+    for process, (_, error) in zip(processes, said, strict=True):
+        assert process.returncode == expected_code, error
+    return said[0]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache, config, clip):
+    """The folder of a run of 6 steps that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("run")
+    finish(start(cache, config, "--workdir", workdir, "--clip", clip, "--loop.picture-every", 3))
+    return workdir
+
+
+def variables_of(workdir):
+    return load_model(workdir / "model").params
+
+
+def pictures_of(workdir):
+    return sorted(path.name for path in (workdir / "pictures").iterdir())
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.slow
+def test_what_is_written(whole, clip):
+    records = read_log(whole)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert {"loss/total", "loss/mask/3", "loss/dice/0", "matched_iou/3", "gradient_norm"} <= records[0].keys()
+    assert records[0]["learning_rate"] == pytest.approx(1e-4)
+    assert records[4]["learning_rate"] == pytest.approx(1e-5)
+    note = json.loads((whole / "run.json").read_text())
+    assert note["config"]["optimizer"]["num_steps"] == 6
+    assert len(note["clip_sha256"]) == len(note["dataset"]["digest"]) == 64
+    model, before = load_model(whole / "model"), load_model(clip)
+    assert_same_bits(model.clip_vars, before.clip_vars)
+    assert model.source["clip_sha256"] == note["clip_sha256"]
+    assert pictures_of(whole) == ["predictions_0000003.png", "predictions_0000006.png"]
+    for name in pictures_of(whole):
+        with Image.open(whole / "pictures" / name) as picture:
+            assert picture.size == (2 * 64, 64)  # targets, and predictions beside them
+    segmenter = clipvis_jax.load(whole / "model")
+    assert segmenter.start(["cat"]).num_frames == 0
+
+
+@pytest.mark.slow
+def test_two_runs_are_the_same_to_the_bit(whole, cache, config, clip, tmp_path):
+    """Worker processes change nothing either."""
+    finish(start(cache, config, "--workdir", tmp_path, "--clip", clip, "--data.num-workers", 2))
+    assert_same_bits(variables_of(tmp_path), variables_of(whole))
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_whole(whole, cache, config, clip, tmp_path):
+    """kill -9 after the checkpoint of step 3, with worker processes running; the rest as if nothing had happened."""
+    options = ["--workdir", tmp_path, "--clip", clip, "--data.num-workers", 2, "--loop.keep-last", 1000]
+    # Many more steps than it can do before it is killed; the schedule is the same up to there.
+    process = start(cache, config, *options, "--optimizer.num-steps", 100000)
+    while not (tmp_path / "checkpoints" / "3").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # What it did beyond step 3 is forgotten.
+    for folder in (tmp_path / "checkpoints").iterdir():
+        if folder.name.isdecimal() and int(folder.name) > 3:
+            folder.rename(tmp_path / f"beyond_{folder.name}")
+    _, error = finish(start(cache, config, *options))
+    assert "goes on with other settings than before: config.optimizer.num_steps" in error
+    assert_same_bits(variables_of(tmp_path), variables_of(whole))
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_preemption_saves_and_goes_on(whole, cache, config, clip, tmp_path):
+    options = ["--workdir", tmp_path, "--clip", clip]
+    process = start(cache, config, *options, "--optimizer.num-steps", 100000, "--loop.checkpoint-every", 0)
+    while len(read_log(tmp_path)) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    output, _ = finish(process)
+    assert "stopped; the same command goes on from here" in output
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    stopped_at = int(checkpoint.name)
+    assert read_log(tmp_path)[-1]["step"] == stopped_at
+    finish(start(cache, config, *options, "--optimizer.num-steps", stopped_at + 1))
+    assert read_log(tmp_path)[-1]["step"] == stopped_at + 1
+
+
+# Sums in another order differ by 1e-7. Steps of the usual length let that grow, until it turns a decision (a pixel of
+# an attention mask, a match) and the losses part. Steps this short do not; steps longer by a tenth would still change
+# the losses by 1e-4 to 1e-3.
+TWENTY_STEPS = ["--optimizer.num-steps", 20, "--optimizer.learning-rate", 1e-6]
+
+
+@pytest.fixture(scope="module")
+def twenty_steps(tmp_path_factory, cache, config, clip):
+    workdir = tmp_path_factory.mktemp("twenty")
+    finish(start(cache, config, "--workdir", workdir, "--clip", clip, *TWENTY_STEPS))
+    return workdir
+
+
+def losses_of(workdir):
+    return np.array([record["loss/total"] for record in read_log(workdir) if "loss/total" in record])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--fsdp", 2]])
+def test_eight_devices_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path, options):  # noqa: PLR0917
+    options = ["--workdir", tmp_path, "--clip", clip, *TWENTY_STEPS, "--loop.picture-every", 20, *options]
+    finish(start(cache, config, *options, devices=8))
+    np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
+    assert pictures_of(tmp_path) == ["predictions_0000020.png"]
+
+
+def start_two(cache, config, *options):
+    """Start two processes with two devices each, which train together."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    shared = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2, *options]
+    return [start(cache, config, *shared, "--distributed.process-id", i, devices=2) for i in range(2)]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path):
+    options = ["--workdir", tmp_path, "--clip", clip, *TWENTY_STEPS, "--loop.evaluate-every", 20]
+    finish(*start_two(cache, config, *options, "--loop.picture-every", 20))
+    np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
+    assert pictures_of(tmp_path) == ["predictions_0000020.png"]
+    assert read_log(tmp_path)[-1].keys() >= {"evaluation/AP"}
+    # One process alone restores the checkpoint.
+    model = load_model(tmp_path / "model")
+    task = ClipVisTask(load_config(config), clip=clip)
+    with TrainingCheckpoints(tmp_path / "checkpoints", is_read_only=True) as checkpoints:
+        restored = checkpoints.restore(task.abstract_state())
+    assert restored.step == 20
+    assert_same_bits(model.params, restored.state.params)
+    assert_same_bits(model.clip_vars, load_model(clip).clip_vars)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".clipvis-")] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["auto", "True", "coordinator", "a:1", "num-processes", "1", "process-id", "0"], "leave --distributed.coord"),
+        (["coordinator", "a:1"], "--distributed.num-processes and --distributed.process-id belong together"),
+        (["coordinator", "a:1", "num-processes", "0", "process-id", "0"], "--distributed.num-processes 0: must be 1"),
+        (["coordinator", "a:1", "num-processes", "2", "process-id", "2"], "--distributed.process-id 2: must be betw"),
+    ],
+)
+def test_processes_that_cannot_work_together(cache, config, clip, tmp_path, options, message):  # noqa: PLR0917
+    named = [f"--distributed.{word}" if place % 2 == 0 else word for place, word in enumerate(options)]
+    _, error = finish(start(cache, config, "--workdir", tmp_path, "--clip", clip, *named), expected_code=2)
+    assert message in " ".join(error.replace("│", " ").split())
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_from_a_models_decoders(cache, config, clip, tmp_path):
+    """AdamW's first step moves no parameter by more than the learning rate, decay apart; random ones lie far off."""
+    finish(start(cache, config, "--workdir", tmp_path, "--init-from", clip, "--optimizer.num-steps", 1))
+    (record,) = read_log(tmp_path)
+    rate = record["learning_rate"]
+    assert rate == pytest.approx(1e-4)
+    model, before = load_model(tmp_path / "model"), load_model(clip)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05 * rate, atol=1.01 * rate), model.params, before.params
+    )
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (model.params, before.params)), strict=True))
+    assert_same_bits(model.clip_vars, before.clip_vars)
+
+
+def test_decoders_of_one_model_under_the_clip_of_another(config, clip, tmp_path):
+    ours = load_model(clip)
+    others = jax.tree.map(lambda x: 2 * x, (ours.clip_vars, ours.params))
+    save_model(tmp_path / "other", ours.config, *others, ours.tokenizer, source={"from": "elsewhere"})
+    task = ClipVisTask(load_config(config), clip=tmp_path / "other", init_from=clip)
+    assert task.beginning == f"the decoders of {clip} and the CLIP of {tmp_path / 'other'}"
+    task.export(task.init_state(), tmp_path / "model", {})
+    model = load_model(tmp_path / "model")
+    assert_same_bits((model.clip_vars, model.params), (others[0], ours.params))
+    assert model.source == {"clip": {"from": "elsewhere"}, "init_from": ours.source}
+    # A run that was stopped goes on only with the same beginning.
+    assert task.notes()["decoders_sha256"] == hash_variables(ours.params)
+    assert "decoders_sha256" not in ClipVisTask(load_config(config), clip=clip).notes()
+
+
+def test_decoders_do_not_fit_under_a_clip_of_other_sizes(config, clip, tmp_path, capsys):
+    other = tiny_model_folder(tmp_path / "other", "convnext")
+    command = ["train", config, "--workdir", tmp_path / "run", "--clip", other, "--init-from", clip]
+    assert main([str(word) for word in command]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"clipvis: error: {other}: its CLIP (ConvNextConfig(")
+    assert f"has other sizes than that of {clip} (ResNetConfig(" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("pixel-decoder.num-heads", 0, "pixel_decoder.num_heads 0: give at least 1"),
+        ("query-decoder.num-heads", 0, "query_decoder.num_heads 0: give at least 1"),
+        ("query-decoder.num-queries", 0, "query_decoder.num_queries 0: give at least 1"),
+        ("query-decoder.dim", 32, "query_decoder.dim 32: give that of the pixel decoder, 64"),
+        ("query-decoder.mask-dim", 32, "query_decoder.mask_dim 32: give that of the pixel decoder, 64"),
+        ("step.losses.no-object-weight", -3, "no_object_weight -3.0: give 0 or more"),
+    ],
+)
+def test_settings_that_cannot_be(config, clip, tmp_path, capsys, option, value, message):  # noqa: PLR0917
+    command = ["train", config, "--workdir", tmp_path / "run", "--clip", clip, f"--{option}", value]
+    try:
+        code = main([str(word) for word in command])
+    except SystemExit as exit_of_the_parser:
+        code = exit_of_the_parser.code
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_queries_are_added_behind_a_models_own(config, clip):
+    experiment = load_config(config)
+    num_queries = experiment.query_decoder.num_queries
+    more = dataclasses.replace(experiment.query_decoder, num_queries=num_queries + 2)
+    task = ClipVisTask(dataclasses.replace(experiment, query_decoder=more), init_from=clip)
+    params = jax.device_get(task.init_state().params)
+    for name in ("query_feature", "query_position"):
+        table = params["query_decoder"][name]
+        params["query_decoder"][name], added = table[:num_queries], table[num_queries:]
+        # From a normal distribution: none like another, none zero.
+        assert len(np.unique(added)) == added.size == 2 * more.dim
+        assert 0.7 < added.std() < 1.3
+    assert_same_bits(params, load_model(clip).params)
+
+
+@pytest.mark.slow
+def test_another_runs_checkpoint_goes_on_in_a_new_folder(whole, cache, config, clip, tmp_path):
+    other, workdir = tmp_path / "other", tmp_path / "run"
+    shutil.copytree(whole, other)
+    shutil.rmtree(other / "checkpoints" / "6")  # as if it had been stopped after step 3
+    before = sorted(other.rglob("*"))
+    output, _ = finish(start(cache, config, "--workdir", workdir, "--clip", clip, "--resume", other))
+    assert f"goes on from {other / 'checkpoints' / '3'}" in output
+    assert [record["step"] for record in read_log(workdir)] == [4, 5, 6]
+    np.testing.assert_array_equal(losses_of(workdir), losses_of(whole)[3:])
+    assert_same_bits(variables_of(workdir), variables_of(whole))
+    assert sorted(other.rglob("*")) == before
+
+
+def test_help_lists_settings(config, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", str(config), "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("--workdir", "--optimizer.learning-rate", "--data.batch-size", "--loop.stop-after", "--step.remat"):
+        assert name in text
+
+
+def test_optimizer_for_another_batch_size():
+    path = str(TRAIN.parent / "configs" / "lvis_r50.py")
+    optimizer = parse_train([path, "--workdir", "x", "--data.batch-size", "64"]).experiment.optimizer
+    assert (optimizer.learning_rate, optimizer.num_steps) == (1e-4, 368_750)
+    options = ["--workdir", "x", "--data.batch-size", "64", "--scale-optimizer"]
+    optimizer = parse_train([path, *options, "linear"]).experiment.optimizer
+    assert optimizer.learning_rate == pytest.approx(4e-4)
+    assert (optimizer.num_steps, optimizer.drop_steps) == (92_188, (81_944, 88_773))
+    assert parse_train([path, *options, "sqrt"]).experiment.optimizer.learning_rate == pytest.approx(2e-4)
+    with pytest.raises(InputError, match="for trainings of the decoders"):
+        parse_train([str(TRAIN.parent / "configs" / "shapes_clip.py"), *options, "sqrt"])
+
+
+def test_help_without_a_configuration(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--help"])
+    assert exit_.value.code == 0
+    assert "configs/lvis_r50.py" in capsys.readouterr().out
+
+
+def test_unknown_override_names_the_closest(config, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", str(config), "--workdir", "x", "--optimizer.learning-rat", "1"])
+    assert exit_.value.code == 2
+    assert "--optimizer.learning-rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer.learning-rate", "fast"], "optimizer.learning-rate"),
+        (["--data.batch-size", "1.5"], "data.batch-size"),
+        (["--optimizer.learning-rate", "-1"], "learning_rate -1"),
+        (["--data.image-size", "60", "60"], "image_size is (60, 60)"),
+    ],
+)
+def test_wrong_values(config, capsys, options, message):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", str(config), "--workdir", "x", *options])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --clip, for new decoders, or --init-from"),
+        (["--clip", "CLIP", "--init-from", "missing"], "missing: no such folder"),
+        (["--clip", "missing"], "missing: no such folder"),
+        (["--clip", "CLIP", "--dataset", "lvis_trian"], "closest names are lvis_train"),
+        (["--clip", "CLIP", "--dataset", "lvis_train"], "--data-root"),
+        (["--clip", "CLIP", "--backbone", "RN50"], "its CLIP is not RN50"),
+        (
+            ["--init-from", "CLIP", "--query-decoder.num-layers", "2"],
+            "have other sizes than those of the configuration",
+        ),
+        (["--init-from", "CLIP", "--query-decoder.num-queries", "1"], "of these, only num_queries may be larger"),
+        (["--clip", "CLIP", "--fsdp", "3"], "fsdp 3: must divide the number of devices, which is 8"),
+        (["--clip", "CLIP", "--data.batch-size", "3"], "must be a multiple of"),
+        (
+            ["--clip", "CLIP", "--step.losses.matching.method", "host"],
+            "--step.losses.matching.method host: the 8 CPU devices of a process may wait for each other for ever",
+        ),
+    ],
+)
+def test_unusable_options(config, clip, tmp_path, capsys, options, message):  # noqa: PLR0917
+    options = [str(clip) if option == "CLIP" else option for option in options]
+    assert main(["train", str(config), "--workdir", str(tmp_path / "run"), *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("clipvis: error:")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("config = 1 / 0", "fails (ZeroDivisionError"),
+        ("other = 1", "does not define 'config'"),
+    ],
+)
+def test_unusable_configuration(tmp_path, capsys, content, message):
+    path = tmp_path / "config.py"
+    if content is not None:
+        path.write_text(content)
+    assert main(["train", str(path), "--workdir", "x"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_workdir_of_another_run(whole, config, clip, tmp_path, capsys):
+    other = tiny_model_folder(tmp_path / "other", "convnext")
+    assert main(["train", str(config), "--workdir", str(whole), "--clip", str(other)]) == 2
+    assert "is a run with another CLIP" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_of_the_repository_load(name, capsys):
+    path = TRAIN.parent / "configs" / f"{name}.py"
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", str(path), "--help"])
+    assert exit_.value.code == 0
+    text = path.read_text()
+    assert "Command:" in text
+    assert "Cost:" in text
+    assert "Hardware:" in text
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_commands_in_the_configurations_are_understood(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = TRAIN.parent / "configs" / f"{name}.py"
+    text = ast.get_docstring(ast.parse(path.read_text())).replace("\\\n", " ")
+    (command,) = re.findall(rf"python train.py configs/{name}.py (.*)", text)
+    assert parse_train([str(path), *command.split()]).options.workdir == Path("runs", name)
+    for options in re.findall(r"^TPU: add ([^;]*);", text, re.MULTILINE):
+        assert parse_train([str(path), *command.split(), *options.split()]).experiment.step.dtype == "bfloat16"
+    for evaluation in re.findall(r"clipvis (eval .*)", text):
+        assert main(evaluation.split()) == 2
+        assert "error: data: is not a folder" in capsys.readouterr().err

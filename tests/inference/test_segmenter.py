@@ -1,0 +1,282 @@
+"""Offline and streaming use, windows, compilations, switches, memory and errors, on the tiny models."""
+
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import golden
+from tiny import SIZE, TOP_K, GoldenTokenizer, class_names, clip_frames, tiny_model, tiny_segmenter
+
+from clipvis_jax.errors import InputError
+from clipvis_jax.inference.association import AssociationConfig
+from clipvis_jax.inference.scores import ScoreConfig
+from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
+from clipvis_jax.inference.video_state import VideoState
+from clipvis_jax.models.clipvis import ClipVis
+from clipvis_jax.models.structs import FramePredictions
+from clipvis_jax.text.vocabulary import make_text_classifier
+
+
+def test_streaming_equals_offline(family):
+    segmenter = tiny_segmenter(family, window=1)
+    offline = segmenter.predict_video(clip_frames(), class_names(), top_k=TOP_K)
+    state = segmenter.start(class_names())
+    for frame in clip_frames():
+        state, _ = segmenter.step(state, frame)
+    assert segmenter.finish(state, top_k=TOP_K) == offline
+
+
+def test_live_tracks_are_the_final_ones_where_nothing_is_dropped():
+    segmenter = tiny_segmenter("rn", window=1)
+    frames = clip_frames()[:1]
+    with segmenter.start(class_names()) as state:
+        _, live = segmenter.step(state, frames[0], top_k=TOP_K)
+    final = segmenter.predict_video(frames, class_names(), top_k=TOP_K)
+    assert [(t.track_id, t.class_name) for t in live] == [(t.track_id, t.class_name) for t in final.tracks]
+    for ours, theirs in zip(live, final.tracks, strict=True):
+        assert ours.score == pytest.approx(theirs.score)
+        np.testing.assert_array_equal(ours.mask, theirs.mask(0))
+
+
+def test_live_tracks_come_with_every_frame():
+    segmenter = tiny_segmenter("rn", window=1)
+    with segmenter.start(class_names()) as state:
+        for number, frame in enumerate(clip_frames()[:3], start=1):
+            _, live = segmenter.step(state, frame, top_k=5, min_score=0.1)
+            assert state.num_frames == number
+            assert len(live) == 5
+            assert all(track.mask.shape == frame.shape[:2] for track in live)
+            assert any(track.mask.any() for track in live)
+            scores = [track.score for track in live]
+            assert scores == sorted(scores, reverse=True)
+            assert min(scores) >= 0.1
+
+
+def test_min_score_leaves_the_rest_unchanged():
+    segmenter = tiny_segmenter("rn", window=1)
+    everything = segmenter.predict_video(clip_frames()[:3], class_names(), top_k=TOP_K)
+    limit = everything.tracks[4].score
+    some = segmenter.predict_video(clip_frames()[:3], class_names(), top_k=TOP_K, min_score=limit)
+    assert some.tracks == everything.tracks[:5]
+
+
+def test_a_video_and_others_of_its_padded_size_compile_once():
+    model, clip_vars, params = tiny_model("rn")
+    segmenter = Segmenter(
+        model,
+        clip_vars,
+        params,
+        tokenizer=GoldenTokenizer(),
+        weights_hash="",
+        config=InferenceConfig(size=SIZE, window=5),
+    )
+    frames = clip_frames()
+    segmenter.predict_video(frames, class_names())
+    segmenter.predict_video([frame[:, :148] for frame in frames[:7]], class_names())
+    other_names = [f"another {name}" for name in class_names()]
+    segmenter.predict_video(frames[:1], other_names)
+    assert segmenter._predict_frames._cache_size() == 1
+    segmenter.predict_video([frame[:, :90] for frame in frames[:1]], class_names())
+    assert segmenter._predict_frames._cache_size() == 2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"association": AssociationConfig("previous")},
+        {"association": AssociationConfig("all")},
+        {"association": AssociationConfig("top_k", memory_length=3, top_k=1)},
+        {"scores": ScoreConfig(use_objectness=False)},
+        {"scores": ScoreConfig(use_iou=False)},
+    ],
+    ids=["previous frame", "all frames", "other T and K", "no objectness", "no IoU"],
+)
+def test_every_switch_changes_the_result(config):
+    default = tiny_segmenter("rn", window=1)
+    changed = Segmenter(
+        default.model,
+        default.clip_vars,
+        default.params,
+        tokenizer=GoldenTokenizer(),
+        weights_hash="",
+        config=InferenceConfig(size=SIZE, window=1, **config),
+    )
+    changed._predict_frames = default._predict_frames  # the switches act on the host alone
+    scores = [
+        [track.score for track in segmenter.predict_video(clip_frames(), class_names()).tracks]
+        for segmenter in (default, changed)
+    ]
+    assert not np.allclose(*scores, atol=1e-6)
+
+
+def test_bfloat16_features_are_close_and_predictions_are_float32():
+    model, clip_vars, params = tiny_model("convnext")
+    half = ClipVis(model.config, dtype="bfloat16")
+    frames = np.zeros((1, 64, 128, 3), np.uint8)
+    frames[0, :, :100] = golden("tiny_inputs")["resized_u8"][0]
+    frames, valid = jnp.asarray(frames), jnp.array([64, 100])
+    exact, rounded = (jax.jit(m.extract_features)(clip_vars, frames, valid).res5 for m in (model, half))
+    assert rounded.dtype == jnp.bfloat16
+    assert 0 < jnp.mean(jnp.abs(exact - rounded)) < 0.02 * jnp.mean(jnp.abs(exact))
+    classifier = make_text_classifier(np.eye(3, 32, dtype=np.float32), [1, 1, 1])
+    predictions = jax.eval_shape(half.predict_frames, clip_vars, params, classifier, frames, valid)
+    assert {leaf.dtype for leaf in jax.tree.leaves(predictions)} == {np.dtype(np.float32)}
+
+
+def made_up_predictions(rng, num_queries=20, num_classes=128):
+    probs = rng.random((1, num_queries, num_classes), np.float32)
+    area = rng.random((2, 1, num_queries), np.float32)
+    return FramePredictions(
+        object_logits=rng.standard_normal((1, num_queries, 2), np.float32),
+        iou=rng.random((1, num_queries), np.float32),
+        query_embed=rng.standard_normal((1, num_queries, 32), np.float32),
+        visual_embed=rng.standard_normal((1, num_queries, 16), np.float32),
+        class_probs=probs / probs.sum(axis=-1, keepdims=True),
+        mask_logits=rng.standard_normal((1, num_queries, 16, 32), np.float32),
+        mask_area=area[0],
+        mask_prob_sum=area[1],
+    )
+
+
+def test_memory_does_not_grow_with_the_video(tmp_path):
+    """A frame costs less than 2 KB, its share of the final result included; as arrays it would cost 140 KB."""
+    rng = np.random.default_rng(0)
+    names = tuple(f"class {index}" for index in range(100))
+    with tiny_segmenter("rn").start(class_names()) as state:
+        classifier = state.classifier
+    config = {"association": AssociationConfig(), "scores": ScoreConfig(), "temp_dir": tmp_path}
+
+    def peak_memory(num_frames):
+        with VideoState(names, classifier, 20, **config) as state:
+            state.set_sizes(tiny_segmenter("rn").config.sizes(96, 150))
+            tracemalloc.start()
+            for _ in range(num_frames):
+                state.add(made_up_predictions(rng), 0)
+            result = state.finish(top_k=20, min_score=0.0, show_progress=False)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert result.num_frames == num_frames
+        assert any(track.mask(num_frames - 1).any() for track in result.tracks)
+        return peak
+
+    first, second = peak_memory(50), peak_memory(250)
+    assert second - first < 200 * 2048
+    assert list(tmp_path.iterdir()) == []  # the files have no name, so that nothing can be left behind
+
+
+def test_a_stream_without_end_keeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipvis_jax.inference.video_state.FrameStore", None)  # not even a file
+    segmenter = tiny_segmenter("rn", window=1)
+    state = segmenter.start(class_names(), keep_frames=False)
+    for frame in clip_frames()[:2]:
+        _, live = segmenter.step(state, frame, top_k=3)
+    assert len(live) == 3
+    assert state.num_frames == 2
+    with pytest.raises(RuntimeError, match="keep_frames"):
+        segmenter.finish(state)
+
+
+def test_a_finished_video_says_so():
+    segmenter = tiny_segmenter("rn", window=1)
+    state = segmenter.start(class_names())
+    segmenter.step(state, clip_frames()[0])
+    segmenter.finish(state)
+    with pytest.raises(RuntimeError, match="closed"):
+        segmenter.finish(state)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)],
+    ids=["grey", "RGBA", "float"],
+)
+def test_frames_that_are_not_rgb(frame):
+    with pytest.raises(InputError, match="must be uint8 RGB"):
+        tiny_segmenter("rn", window=1).predict_video(iter([frame]), class_names())
+
+
+def test_top_k_must_be_positive():
+    with pytest.raises(InputError, match="top_k 0"):
+        tiny_segmenter("rn", window=1).predict_video(clip_frames()[:1], class_names(), top_k=0)
+
+
+def test_a_live_mask_is_empty_where_the_method_drops_it(family):
+    video = golden(f"tiny_{family}_video")
+    segmenter = tiny_segmenter(family, window=1)
+    with segmenter.start(class_names()) as state:
+        for frame in clip_frames():
+            _, live = segmenter.step(state, frame, top_k=TOP_K)
+    last = {(t.track_id, t.class_index): t.mask for t in live}
+    for index, pruned in zip(video["topk_indices"], video["inst_pruned"][:, -1], strict=True):
+        mask = last[tuple(divmod(int(index), len(class_names())))]
+        assert not (pruned and mask.any())
+
+
+def test_every_product_of_float32_is_in_full_precision():
+    """On GPUs and TPUs the default would be fewer bits; the text encoder's results are multiplied by 100 later."""
+    model, clip_vars, params = tiny_model("rn")
+    classifier = make_text_classifier(np.eye(3, 32, dtype=np.float32), [1, 1, 1])
+    frames, valid = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.array([64, 64])
+    for lowered in (
+        jax.jit(model.predict_frames).lower(clip_vars, params, classifier, frames, valid),
+        jax.jit(model.encode_text).lower(clip_vars, jnp.zeros((1, 4), jnp.int32)),
+    ):
+        products = [line for line in lowered.as_text().splitlines() if "dot_general" in line or "convolution(" in line]
+        assert len(products) > 5
+        assert all("HIGHEST" in line for line in products)
+
+
+def test_frame_of_another_size():
+    frames = clip_frames()[:3]
+    frames[2] = frames[2][:, :-1]
+    with pytest.raises(InputError, match=r"frame 2 is 149x96 pixels, the frames before it are 150x96"):
+        tiny_segmenter("rn", window=1).predict_video(frames, class_names())
+
+
+def test_video_without_frames():
+    with pytest.raises(InputError, match="no frame"):
+        tiny_segmenter("rn", window=1).predict_video([], class_names())
+
+
+def test_classes_must_be_a_list():
+    with pytest.raises(InputError, match="a list of class names"):
+        tiny_segmenter("rn").start("dog")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (97, 151)])
+def test_odd_frame_sizes(shape):
+    frame = np.full((*shape, 3), 128, np.uint8)
+    result = tiny_segmenter("rn", window=1).predict_video([frame], class_names(), top_k=3)
+    assert result.tracks[0].mask(0).shape == shape
+
+
+def resize_shortest_edge(height, width, size, max_size):
+    """Follow detectron2's description: scale by the shorter side, then limit the longer one, then round."""
+    scale = size / min(height, width)
+    new = (size, scale * width) if height < width else (scale * height, size)
+    if max(new) > max_size:
+        limit = max_size / max(new)
+        new = (new[0] * limit, new[1] * limit)
+    return int(new[0] + 0.5), int(new[1] + 0.5)
+
+
+@pytest.mark.parametrize("shape", [(720, 1280), (65, 310), (310, 65), (37, 1000), (480, 480), (1, 3000)])
+def test_input_sizes(shape):
+    sizes = InferenceConfig().sizes(*shape)
+    expected = resize_shortest_edge(*shape, 480, 1333)
+    assert sizes.valid_size == tuple(max(1, side) for side in expected)
+    assert all(0 <= padded - valid < 32 for padded, valid in zip(sizes.padded_size, sizes.valid_size, strict=True))
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": 2000}, {"window": 0}])
+def test_wrong_settings(wrong):
+    with pytest.raises(InputError, match=f"--{next(iter(wrong))}"):
+        InferenceConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"memory_length": 0}, {"top_k": 0}])
+def test_wrong_association(wrong):
+    with pytest.raises(InputError, match="must be"):
+        AssociationConfig(**wrong)

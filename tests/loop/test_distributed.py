@@ -1,0 +1,208 @@
+"""Two real processes that train a toy task together, found through SLURM's variables; one of them is told to stop."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from clipvis_jax.distributed import DistributedConfig, start_processes
+from clipvis_jax.errors import InputError
+from clipvis_jax.loop.log import read_log
+
+SLURM_PORTS = range(61440, 65536)
+"""JAX makes the port of process 0 of the number of the job: the first of these plus its remainder by 4096."""
+
+NUM_STEPS = 400
+
+# Each device adds to its own number what all of them have; so a step needs the other process.
+PROCESS = """
+import json, logging, sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from clipvis_jax.distributed import DistributedConfig, largest_of_all, start_processes, wait_for_compilation
+from clipvis_jax.errors import InputError
+from clipvis_jax.loop.loop import LoopConfig, train
+from clipvis_jax.loop.sharding import make_mesh
+from test_training_loop import ToyTask
+folder, seconds_per_step = Path(sys.argv[1]), float(sys.argv[2])
+try:
+    start_processes(DistributedConfig(auto=True))
+except InputError as error:
+    sys.exit(str(error))
+logging.disable()
+mesh = make_mesh()
+cut, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((mesh.axis_names,), ()))
+def step(state, batch):
+    value = state["value"] + 0.01 * jnp.sin(batch + state["value"]).mean()
+    return {{"value": value, "seen": state["seen"] + 1}}, {{"loss": value.sum(), "step": state["seen"] + 1}}
+step = jax.jit(step, out_shardings=({{"value": cut, "seen": whole}}, whole))
+class SharedTask(ToyTask):
+    def init_state(self):
+        start = np.linspace(0, 1, mesh.size, dtype=np.float32)
+        value = jax.make_array_from_callback(start.shape, cut, lambda index: start[index])
+        return {{"value": value, "seen": jax.device_put(jnp.int32(0), whole)}}
+    def put(self, batch):
+        return batch
+    def step(self, state, batch):
+        time.sleep(seconds_per_step)
+        self.batches.append(int(batch))
+        return step(state, batch)
+    def export(self, state, folder, source):
+        self.exported = b"".join(np.asarray(shard.data).tobytes() for shard in state["value"].addressable_shards).hex()
+task = SharedTask({num_steps})
+number, largest = jax.process_index(), largest_of_all(10 * (jax.process_index() + 1))
+time.sleep(0.5 * number)
+began = time.time()
+wait_for_compilation("toy step")
+ended = time.time()
+is_complete = train(task, LoopConfig(log_every=1, checkpoint_every=0), folder, show_progress=False)
+place = {{"count": jax.process_count(), "index": number, "largest": largest, "devices": jax.device_count()}}
+place |= {{"began": began, "ended": ended}}
+run = {{"is_complete": is_complete, "first": task.batches[0], "last": task.batches[-1], "result": task.exported}}
+print(json.dumps(place | run), flush=True)
+"""
+
+
+def start(folder, *, seconds_per_step=0, **surroundings):
+    job = ("SLURM_", "OMPI_", "JAX_")  # that the tests themselves may be part of
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(job)}
+    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"} | surroundings
+    script = PROCESS.format(tests=str(Path(__file__).parent), num_steps=NUM_STEPS)
+    command = [sys.executable, "-c", script, folder, str(seconds_per_step)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_two(folder, **options):
+    """Start two processes as ``srun --ntasks 2`` does; returns what to wait for."""
+    job = {"SLURM_JOB_ID": str(free_job()), "SLURM_STEP_NODELIST": "localhost,other", "SLURM_NTASKS": "2"}
+    return [start(folder, **options, **job, SLURM_PROCID=str(number), SLURM_LOCALID=str(number)) for number in range(2)]
+
+
+def free_job():
+    """Return the number of a job whose port is free."""
+    while True:
+        port = random.choice(SLURM_PORTS)
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", port)):
+                return 3 * len(SLURM_PORTS) + port - SLURM_PORTS[0]
+
+
+def finish(*processes, expected_code=0):
+    """Wait for processes that work together; returns what each printed, and its errors."""
+    try:
+        said = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
+    for process, (_, error) in zip(processes, said, strict=True):
+        assert process.returncode == expected_code, error
+    return said
+
+
+def results_of(processes):
+    return [json.loads(output.splitlines()[-1]) for output, _ in finish(*processes)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What both processes say after a training that nothing stopped."""
+    return results_of(start_two(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.mark.slow
+def test_processes_find_each_other_by_slurm(whole):
+    for number, said in enumerate(whole):
+        assert {name: said[name] for name in ("count", "index", "largest", "devices")} == {
+            "count": 2,
+            "index": number,
+            "largest": 20,
+            "devices": 4,
+        }
+
+
+@pytest.mark.slow
+def test_nobody_goes_on_before_all_have_compiled(whole):
+    assert max(said["began"] for said in whole) <= min(said["ended"] for said in whole)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_after_the_same_step(whole, tmp_path):
+    """First to process 1, then to process 0; the rest is done as if nothing had happened."""
+    last = 0
+    for number in (1, 0):
+        processes = start_two(tmp_path, seconds_per_step=0.1)
+        deadline = time.monotonic() + 200
+        while len(read_log(tmp_path)) < last + 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        processes[number].send_signal(signal.SIGTERM)
+        stopped = results_of(processes)
+        assert [said["first"] for said in stopped] == [last + 1] * 2
+        last = stopped[0]["last"]
+        assert [(said["is_complete"], said["last"], said["result"]) for said in stopped] == [(False, last, None)] * 2
+        assert last < NUM_STEPS
+        assert (tmp_path / "checkpoints" / str(last)).is_dir()
+    finished = results_of(start_two(tmp_path))
+    assert [(said["is_complete"], said["first"]) for said in finished] == [(True, last + 1)] * 2
+    assert [said["result"] for said in finished] == [said["result"] for said in whole]
+    assert [record["step"] for record in read_log(tmp_path)] == list(range(1, NUM_STEPS + 1))
+
+
+def test_nothing_is_recognised(tmp_path):
+    _, error = finish(start(tmp_path), expected_code=1)[0]
+    assert error.count("\n") == 1
+    assert error.startswith("--distributed: the processes did not find each other (coordinator_address should be")
+    assert error.endswith("give --distributed.coordinator instead\n")
+
+
+@pytest.mark.parametrize("coordinator", ["localhost", "localhost:", "localhost:http", ":1", "localhost:65536", "::1:1"])
+def test_an_address_without_a_port(coordinator):
+    with pytest.raises(InputError, match=f"^--distributed.coordinator {coordinator}: give HOST:PORT of process 0$"):
+        DistributedConfig(coordinator=coordinator, num_processes=2, process_id=0)
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What JAX is told to join, which nobody does."""
+    joined = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *given: joined.append(given))
+    return joined
+
+
+@pytest.fixture
+def port():
+    """A socket that nobody can connect to before it listens."""
+    with socket.socket() as port:
+        port.bind(("localhost", 0))
+        port.settimeout(10)
+        yield port
+
+
+def test_process_0_does_not_answer(joined, port, monkeypatch):
+    monkeypatch.setattr("clipvis_jax.distributed._PATIENCE_S", 0)
+    address = f"localhost:{port.getsockname()[1]}"
+    reason = r"process 0 does not answer there \(Connection refused\); start it, or check the address"
+    with pytest.raises(InputError, match=f"^--distributed.coordinator {address}: {reason}$"):
+        start_processes(DistributedConfig(coordinator=address, num_processes=2, process_id=1))
+    assert joined == []
+
+
+def test_process_0_may_come_later(joined, port):
+    address = f"localhost:{port.getsockname()[1]}"
+    timer = threading.Timer(0.2, port.listen)
+    timer.start()
+    start_processes(DistributedConfig(coordinator=address, num_processes=2, process_id=1))
+    timer.join()
+    assert joined == [(address, 2, 1)]
+    port.accept()[0].close()  # it was tried
