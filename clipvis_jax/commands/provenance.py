@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+import clipvis_jax
 from clipvis_jax.version import __version__
 
 
@@ -26,7 +27,7 @@ def device() -> str:
 
 def _digest_code() -> str:
     """Digest the package's modules: twelve hexadecimal digits of SHA-256."""
-    package = Path(__file__).parent
+    package = Path(clipvis_jax.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
