@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import scipy.ndimage
-import torch
 
 from clipvis_jax.masks.resize import MaskResizer, decode_rle, encode_rle, pack_mask_logits, unpack_mask_logits
 
@@ -33,6 +32,7 @@ def smooth_logits(rng, size, count=6):
 
 
 def resize_by_torch(logits, sizes):
+    torch = pytest.importorskip("torch")
     original, valid, padded = sizes
     tensor = torch.from_numpy(logits)[None].double()  # in float32 its coordinates are off by up to 1e-5 pixels
     tensor = torch.nn.functional.interpolate(tensor, padded, mode="bilinear", align_corners=False)

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional
 
 from clipvis_jax.models.deformable_attention import sample_levels
 
@@ -13,7 +11,7 @@ SHAPES = ((3, 5), (6, 10), (12, 20))
 NUM_PIXELS = sum(height * width for height, width in SHAPES)
 
 
-def torch_sample_levels(values, points_px, weights):
+def torch_sample_levels(torch, values, points_px, weights):
     """Sample with ``grid_sample``, level by level."""
     batch, _, heads, head_dim = values.shape
     total = 0
@@ -23,7 +21,7 @@ def torch_sample_levels(values, points_px, weights):
         maps = part.permute(0, 2, 3, 1).reshape(batch * heads, head_dim, height, width)
         grid = (points_px[:, :, :, level] + 0.5) * 2 / torch.tensor([width, height]) - 1
         grid = grid.transpose(1, 2).flatten(0, 1)
-        sampled = functional.grid_sample(maps, grid, align_corners=False)
+        sampled = torch.nn.functional.grid_sample(maps, grid, align_corners=False)
         weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)
         total = total + (sampled * weight[:, None]).sum(-1).reshape(batch, heads, head_dim, -1).permute(0, 3, 1, 2)
     return total
@@ -31,6 +29,7 @@ def torch_sample_levels(values, points_px, weights):
 
 @pytest.mark.parametrize("head_dim", [8, 32, 5])
 def test_sampling_and_its_gradients_equal_grid_sample(head_dim):
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     batch, queries, heads, points = 2, 11, 3, 4
     values = rng.normal(size=(batch, NUM_PIXELS, heads, head_dim)).astype(np.float32)
@@ -40,7 +39,7 @@ def test_sampling_and_its_gradients_equal_grid_sample(head_dim):
     gradient = rng.normal(size=(batch, queries, heads, head_dim)).astype(np.float32)
 
     inputs = [torch.tensor(x, requires_grad=True) for x in (values, points_px, weights)]
-    expected = torch_sample_levels(*inputs)
+    expected = torch_sample_levels(torch, *inputs)
     expected.backward(torch.tensor(gradient))
 
     sampled, backward = jax.vjp(

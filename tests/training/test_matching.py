@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from scipy.optimize import linear_sum_assignment
-from torch.nn import functional
 
 from clipvis_jax.models import ops
 from clipvis_jax.training.matching import MatchingConfig, match, matching_costs
@@ -55,6 +53,7 @@ def random_image(rng, queries=6, targets=4, points=50):
 
 
 def test_costs_equal_plain_formulas():
+    torch = pytest.importorskip("torch")
     object_logits, mask_logits, target_masks = random_image(np.random.default_rng(0))
     absent = jnp.asarray([False, True, False, False])
     costs = matching_costs(object_logits, mask_logits, target_masks, absent, MatchingConfig())
@@ -62,7 +61,7 @@ def test_costs_equal_plain_formulas():
     probs = torch.tensor(np.asarray(object_logits)).softmax(-1)
     for query in range(6):
         for target in range(4):
-            bce = functional.binary_cross_entropy_with_logits(logits[query], masks[target])
+            bce = torch.nn.functional.binary_cross_entropy_with_logits(logits[query], masks[target])
             p = logits[query].sigmoid()
             dice = 1 - (2 * (p * masks[target]).sum() + 1) / (p.sum() + masks[target].sum() + 1)
             expected = -2 * probs[query, int(absent[target])] + 5 * bce + 5 * dice
@@ -81,11 +80,13 @@ def test_a_query_without_numbers_stays_without_a_target(bad):
 
 
 def test_point_sample_equals_grid_sample():
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(2)
     image = rng.normal(size=(7, 16, 3)).astype(np.float32)
     points = rng.uniform(-0.2, 1.2, (200, 2)).astype(np.float32)
     grid = torch.tensor(2 * points - 1)[None, None]
-    expected = functional.grid_sample(torch.tensor(image).permute(2, 0, 1)[None], grid, align_corners=False)[0, :, 0].T
+    batch = torch.tensor(image).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.grid_sample(batch, grid, align_corners=False)[0, :, 0].T
     np.testing.assert_allclose(ops.point_sample(jnp.asarray(image), jnp.asarray(points)), expected, atol=2e-5)
     mask = image[..., 0] > 0
     sampled = ops.point_sample_packed(jnp.asarray(np.packbits(mask, axis=-1)), jnp.asarray(points))

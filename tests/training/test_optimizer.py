@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from conftest import golden
 from tiny import tiny_model
 
@@ -49,6 +48,7 @@ def test_rules_that_do_not_fit_are_named():
 
 @pytest.mark.parametrize("gradient_scale", [1e-5, 1e2], ids=["not clipped", "clipped"])
 def test_updates_equal_pytorch(gradient_scale):
+    torch = pytest.importorskip("torch")
     _, _, params = tiny_model("rn")
     paths = leaf_paths(params)
     decays = leaf_paths(apply_rules(params, DECAY_RULES))
