@@ -1,4 +1,5 @@
-# make demo, test, lint, bench, ablation, small-model, experiment, bundle: each sets up what it needs in .venv.
+# make demo, test, lint, bench, ablation, small-model, experiment, bundle: each sets up what it needs in .venv;
+# make test-latest, test-oldest: the tests that need no torch, on the newest Python and on the oldest versions.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ DEMO := build/demo
 # Compiling, which tests mostly do, keeps one core busy. A test file needs up to 7 GB.
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-fast lint format bench ablation small-model experiment bundle clean
+.PHONY: demo test test-fast test-latest test-oldest lint format bench ablation small-model experiment bundle clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -22,7 +23,7 @@ $(VENV)/.run: $(BIN)/python pyproject.toml requirements.txt
 # The oracles come without their dependencies: torch's would be gigabytes.
 $(VENV)/.test: $(VENV)/.run tests/requirements-oracles.txt
 	$(BIN)/pip install --quiet --no-deps --requirement tests/requirements-oracles.txt
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --editable '.[test,parity]'
 	@touch $@
 
 demo: $(VENV)/.run
@@ -33,6 +34,28 @@ test: $(VENV)/.test
 
 test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile -m "not slow"
+
+# Environments of other versions, without torch: what tests/parity compares with is not there.
+NEWEST = $(shell .ci/newest_python)
+.venv-latest/.test: pyproject.toml requirements.txt tests/requirements-oracles.txt
+	$(NEWEST) -m venv --clear .venv-latest
+	.venv-latest/bin/pip install --quiet --no-deps --requirement tests/requirements-oracles.txt
+	.venv-latest/bin/pip install --quiet --editable '.[test]'
+	@touch $@
+
+# uv chooses the lowest versions that requirements.txt allows, pip installs them.
+.venv-oldest/.test: $(BIN)/python pyproject.toml requirements.txt tests/requirements-oracles.txt
+	$(BIN)/python -m venv --clear .venv-oldest
+	.venv-oldest/bin/pip install --quiet uv
+	.venv-oldest/bin/uv pip compile --quiet --resolution lowest-direct --output-file .venv-oldest/lowest.txt \
+	  requirements.txt pyproject.toml --extra test
+	.venv-oldest/bin/pip install --quiet --no-deps --requirement tests/requirements-oracles.txt
+	.venv-oldest/bin/pip install --quiet --requirement .venv-oldest/lowest.txt --editable '.[test]'
+	@touch $@
+
+TESTED := -m "not slow"
+test-latest test-oldest: test-%: .venv-%/.test
+	.venv-$*/bin/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --ignore tests/parity $(TESTED)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -84,4 +107,4 @@ bundle: small-model
 	cd $(BUNDLE) && find clip model -type f | LC_ALL=C sort | xargs sha256sum > SHA256SUMS
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-latest .venv-oldest build *.egg-info

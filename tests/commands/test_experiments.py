@@ -10,7 +10,8 @@ from tiny import tiny_model_folder
 
 from bench import experiments
 from bench.experiments import ABLATED, BEGIN, DATASETS, END, Run, Scores
-from clipvis_jax.ablation.settings import Row, csv_table, paper_settings
+from clipvis_jax.ablation.settings import paper_settings
+from clipvis_jax.ablation.tables import Row, csv_table
 from clipvis_jax.cli import parse_command
 from clipvis_jax.commands.ablate import Ablate
 from clipvis_jax.commands.evaluate import Evaluate
