@@ -1,7 +1,10 @@
 """Configurations of experiments: Python files that define ``config``."""
 
+import dataclasses
+import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.pretraining.task import ClipExperiment
@@ -27,3 +30,10 @@ def load_config(path: Path) -> Experiment:
     if not isinstance(config, Experiment):
         raise InputError(f"{path}: does not define 'config' as an experiment; see configs/lvis_r50.py for an example")
     return config
+
+
+def config_to_json(experiment: Experiment) -> dict[str, Any]:
+    """Return all settings, data sets by their names."""
+    if isinstance(experiment, ClipVisExperiment):
+        experiment = experiment.with_names()
+    return json.loads(json.dumps(dataclasses.asdict(experiment), default=str))

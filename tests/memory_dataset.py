@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from clipvis_jax.data.dataset_info import DatasetInfo
 from clipvis_jax.data.records import Category, Instance, VideoRecord
 
 HEIGHT, WIDTH = 48, 64
@@ -22,6 +23,7 @@ class MemoryDataset:
     name: str = "memory"
     has_annotations: bool = True
     digest: str = "digest"
+    info: DatasetInfo = DatasetInfo()
 
     def __len__(self):
         return len(self.records)

@@ -77,7 +77,7 @@ class Ablate:
 
             settings = paper_settings(self.k, self.t)
             dataset = open_dataset(self.dataset, data_root=self.data_root, images=self.images)
-            check_held_out(dataset.name)
+            check_held_out(dataset)
             if not dataset.has_annotations:
                 raise InputError(f"{self.dataset}: has no annotations, so settings cannot be compared on it")
             protocols, groups = scoring_rules(dataset, self.protocol)

@@ -60,6 +60,7 @@ class CompileCheck:
         jax.config.update("jax_platforms", "cpu")
         from clipvis_jax.commands.provenance import versions
         from clipvis_jax.compilation.check import check_compilation
+        from clipvis_jax.config import config_to_json
         from clipvis_jax.io.files import atomic_path
         from clipvis_jax.training.task import ClipVisExperiment
 
@@ -68,11 +69,10 @@ class CompileCheck:
         report = check_compilation(self.experiment, self.options.topology)
         print(format_report(report))
         if self.options.json is not None:
-            settings = json.loads(json.dumps(dataclasses.asdict(self.experiment), default=str))
             content = dataclasses.asdict(report) | {
                 "fits": report.memory.fits,
                 "config_file": self.path.name,
-                "config": settings,
+                "config": config_to_json(self.experiment),
                 "versions": versions(),
             }
             with atomic_path(self.options.json) as temporary:

@@ -80,7 +80,9 @@ class Evaluate:
     """Number of (track, class) pairs per video."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; float32 equals the authors' results."""
-    window: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1 on a CPU, 8 elsewhere)")] = None
+    window: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: the configuration's, or 1 on a CPU, 8 elsewhere)")
+    ] = None
     """Frames per call of the network."""
     distributed: DistributedConfig = DistributedConfig()
     """Several processes share the videos; --out must be a folder that all of them see."""
@@ -107,7 +109,7 @@ class Evaluate:
             from clipvis_jax.io.files import prepare_output_dir
 
             start_processes(self.distributed)
-            name: str | None = self.dataset
+            name: str | Dataset | None = self.dataset
             inference = InferenceConfig()
             if self.config is not None:
                 from clipvis_jax.config import load_config
@@ -127,7 +129,7 @@ class Evaluate:
                 check_images=self.model is not None,
                 show_progress=self._is_first_process(),
             )
-            check_held_out(dataset.name)
+            check_held_out(dataset)
             self._check_scoring(dataset)
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
             prepare_output_dir(self.out)
@@ -182,9 +184,12 @@ class Evaluate:
 
         assert self.model is not None
         enable_compilation_cache()
-        config = dataclasses.replace(inference, window=self.window, temp_dir=self.out)
-        if self.size is not None:
-            config = dataclasses.replace(config, size=self.size)
+        config = dataclasses.replace(
+            inference,
+            size=inference.size if self.size is None else self.size,
+            window=inference.window if self.window is None else self.window,
+            temp_dir=self.out,
+        )
         segmenter = load(self.model, dtype=self.dtype, config=config)
         weights = hash_variables({"clip_vars": segmenter.clip_vars, "params": segmenter.params})
         settings = dataclasses.asdict(config) | {"window": config.window_size, "dtype": self.dtype, "top_k": self.top_k}
@@ -229,13 +234,11 @@ class Evaluate:
 
     def _score(self, dataset: "Dataset", count: int, results_file: Path, provenance: dict[str, Any]) -> None:
         """Check and score a results file, and write all that is not a result of a single video."""
-        from clipvis_jax.data.catalog import CATALOG
         from clipvis_jax.evaluation import ground_truth_from, load_results
         from clipvis_jax.evaluation.submission import write_submission
         from clipvis_jax.weights.state_dicts import file_sha256
 
-        entry = CATALOG.get(dataset.name)
-        server = entry.server if entry is not None else None
+        server = dataset.info.server
         ground_truth = ground_truth_from(dataset, count, may_be_empty=True)
         # A file that is given may hold results of all videos, also with --limit.
         others = set() if self.metrics_only is None else {dataset[i].id for i in range(count, len(dataset))}
@@ -292,7 +295,7 @@ class Evaluate:
                 groups=groups,
                 other_protocols={metrics.protocol: metrics for metrics in summary.protocols[1:]},
                 burst=burst,
-                published=published_rows(dataset.name, provenance.get("model", {}).get("backbone")),
+                published=published_rows(dataset.info.published_as, provenance.get("model", {}).get("backbone")),
                 dataset=dataset,
                 show_progress=True,
             )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +75,7 @@ class Train:
         """
         options = self.options
         from clipvis_jax.commands.provenance import device, versions
+        from clipvis_jax.config import config_to_json
         from clipvis_jax.distributed import start_processes
         from clipvis_jax.inference.loading import enable_compilation_cache
         from clipvis_jax.loop.host_memory import keep_freed_memory
@@ -85,7 +85,7 @@ class Train:
         start_processes(options.distributed)
         enable_compilation_cache()
         task = open_task(self.experiment, options)
-        settings = json.loads(json.dumps(dataclasses.asdict(self.experiment), default=str))
+        settings = config_to_json(self.experiment)
         description = {"config_file": self.path.name, "config": settings, **task.notes(), "versions": versions()}
         is_complete = train(
             task,

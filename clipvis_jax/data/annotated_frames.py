@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Sequence
 from typing import SupportsIndex
 
+from clipvis_jax.data.dataset_info import DatasetInfo
 from clipvis_jax.data.records import Category, Dataset, Instance, VideoRecord
 
 
@@ -29,6 +30,11 @@ class AnnotatedFrames:
     def name(self) -> str:
         """The data set's."""
         return self.dataset.name
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The data set's."""
+        return self.dataset.info
 
     @property
     def categories(self) -> Sequence[Category]:

@@ -1,29 +1,17 @@
-"""Data sets by name: where their files lie, how they are scored, where results are handed in; and drawn ones."""
+"""Data sets by name: where their files lie and what is known of them; and drawn ones."""
 
 import dataclasses
 import difflib
 from pathlib import Path
 
+from clipvis_jax.data.dataset_info import DatasetInfo, Server
 from clipvis_jax.data.formats import BURST, COCO, YOUTUBE_VIS, Format
 from clipvis_jax.data.raw import RawDataset
 from clipvis_jax.data.records import Dataset
-from clipvis_jax.data.shapes import splits
-from clipvis_jax.data.shapes.dataset import ShapesDataset
+from clipvis_jax.data.shapes.dataset import ShapesDataset, shapes_info
 from clipvis_jax.data.shapes.splits import SPLITS, ShapesConfig
 from clipvis_jax.data.shapes.writing import split_of_file
 from clipvis_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class Server:
-    """Where results are scored whose ground truth is not public.
-
-    ``zip_limit`` is the largest upload in bytes; None if no limit is known.
-    """
-
-    name: str
-    url: str
-    zip_limit: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +23,7 @@ class CatalogEntry:
         format: The format of its annotation file.
         annotations: Where that file may lie below the data root; the first that exists is used.
         images: The folders that its images may lie in, likewise.
-        protocol: The name of the protocol that scores it; None for sets of images.
-        server: Where results are handed in, if the ground truth is not public.
-        novel_names: Names of classes to report as novel, where the file does not say so itself.
-        authors_novel_names: Those that the authors' script tells in effect; it breaks some names in two.
+        info: What is known of it.
         drop_frequencies: Instances of classes with these frequencies are left out.
     """
 
@@ -46,10 +31,7 @@ class CatalogEntry:
     format: Format
     annotations: tuple[str, ...]
     images: tuple[str, ...]
-    protocol: str | None = None
-    server: Server | None = None
-    novel_names: tuple[str, ...] = ()
-    authors_novel_names: tuple[str, ...] = ()
+    info: DatasetInfo
     drop_frequencies: tuple[str, ...] = ()
 
 
@@ -74,10 +56,13 @@ def _ytvis(year: str, split: str) -> CatalogEntry:
         YOUTUBE_VIS,
         (f"{folder}/{split}.json", f"{folder}/{split}/instances.json"),
         (f"{folder}/{split}/JPEGImages", f"{folder}/{split}"),
-        "ytvis",
-        None if split == "train" else _YTVIS19_SERVER if year == "19" else _YTVIS21_SERVER,
-        _YTVIS19_NOVEL if year == "19" else _YTVIS21_NOVEL,
-        _YTVIS19_EFFECTIVE if year == "19" else _YTVIS21_EFFECTIVE,
+        DatasetInfo(
+            protocol="ytvis",
+            server=None if split == "train" else _YTVIS19_SERVER if year == "19" else _YTVIS21_SERVER,
+            published_as=f"ytvis{year}" if split == "valid" else None,
+            novel_names=_YTVIS19_NOVEL if year == "19" else _YTVIS21_NOVEL,
+            authors_novel_names=_YTVIS19_EFFECTIVE if year == "19" else _YTVIS21_EFFECTIVE,
+        ),
     )
 
 
@@ -87,8 +72,11 @@ def _ovis(split: str) -> CatalogEntry:
         YOUTUBE_VIS,
         (f"ovis/annotations_{split}.json", f"ovis/annotations/{split}.json", f"ovis/{split}.json"),
         (f"ovis/{split}/JPEGImages", f"ovis/{split}"),
-        "ytvis",
-        None if split == "train" else _OVIS_SERVER,
+        DatasetInfo(
+            protocol="ytvis",
+            server=None if split == "train" else _OVIS_SERVER,
+            published_as="ovis" if split == "valid" else None,
+        ),
     )
 
 
@@ -98,8 +86,11 @@ def _lvvis(split: str, *files: str) -> CatalogEntry:
         YOUTUBE_VIS,
         tuple(f"lvvis/{split}/{file}" for file in files),
         (f"lvvis/{split}/JPEGImages",),
-        "lvvis",
-        _LVVIS_SERVER if split == "test" else None,
+        DatasetInfo(
+            protocol="lvvis",
+            server=_LVVIS_SERVER if split == "test" else None,
+            published_as=None if split == "train" else f"lvvis_{split}",
+        ),
     )
 
 
@@ -109,19 +100,24 @@ def _burst(split: str, *files: str, is_converted: bool = False) -> CatalogEntry:
         YOUTUBE_VIS if is_converted else BURST,
         files,
         (f"burst/frames/{split}", f"burst/{split}"),
-        # The authors' protocol needs fields that only their conversion writes.
-        "burst_clipvis" if is_converted else "ytvis",
+        DatasetInfo(
+            # The authors' protocol needs fields that only their conversion writes. BURST's own is another kind of
+            # score (``evaluation.burst_official``), so of those here none is official.
+            protocol="burst_clipvis" if is_converted else None,
+            published_as="burst" if split == "val" else None,
+        ),
     )
 
 
 def _lvis(name: str, split: str, drop_frequencies: tuple[str, ...] = ()) -> CatalogEntry:
-    return CatalogEntry(name, COCO, (f"lvis/lvis_v1_{split}.json",), ("coco",), drop_frequencies=drop_frequencies)
+    info = DatasetInfo(media="images")
+    return CatalogEntry(name, COCO, (f"lvis/lvis_v1_{split}.json",), ("coco",), info, drop_frequencies)
 
 
 def _coco(split: str) -> CatalogEntry:
-    return CatalogEntry(
-        f"coco_{split}", COCO, (f"coco/annotations/instances_{split}2017.json",), (f"coco/{split}2017",)
-    )
+    info = DatasetInfo(media="images")
+    annotations = f"coco/annotations/instances_{split}2017.json"
+    return CatalogEntry(f"coco_{split}", COCO, (annotations,), (f"coco/{split}2017",), info)
 
 
 def _raw_burst_files(split: str) -> tuple[str, ...]:
@@ -156,13 +152,11 @@ class DrawnEntry:
         name: What the command line calls it.
         config: Which videos.
         count: How many.
-        protocol: The name of the protocol that scores it.
     """
 
     name: str
     config: ShapesConfig
     count: int
-    protocol: str = "shapes"
 
 
 DRAWN: dict[str, DrawnEntry] = {
@@ -179,31 +173,29 @@ DRAWN: dict[str, DrawnEntry] = {
 """All drawn data sets by name."""
 
 
-def check_held_out(name: str) -> None:
-    """Make sure that nothing is evaluated on a drawn data set that models are trained on.
-
-    Args:
-        name: What the data set is called; written and prepared ones are called like the drawn one that they are from.
+def check_held_out(dataset: Dataset) -> None:
+    """Make sure that nothing is evaluated on a data set that models are trained on.
 
     Raises:
         InputError: It would be.
     """
-    if name in DRAWN:
-        splits.check_held_out(DRAWN[name].config)
+    if dataset.info.purpose == "training":
+        held_out = ", ".join(name for name in DRAWN if name != "shapes_train")
+        raise InputError(f"data set '{dataset.name}': is for training; evaluate on one of {held_out}")
 
 
-def check_for_training(name: str) -> None:
-    """Make sure that nothing is trained on a drawn data set that models are evaluated on; see `check_held_out`.
+def check_for_training(dataset: Dataset) -> None:
+    """Make sure that nothing is trained on a data set that models are evaluated on.
 
     Raises:
         InputError: It would be.
     """
-    if name in DRAWN and DRAWN[name].config.split not in splits.TRAINED_ON:
-        raise InputError(f"data set '{name}': is for evaluation; train on shapes_train")
+    if dataset.info.purpose == "evaluation":
+        raise InputError(f"data set '{dataset.name}': is for evaluation; train on shapes_train")
 
 
 def open_dataset(
-    name_or_path: str | Path,
+    name_or_path: str | Path | Dataset,
     data_root: str | Path | None = None,
     images: str | Path | None = None,
     *,
@@ -214,7 +206,7 @@ def open_dataset(
 
     Args:
         name_or_path: A name of `CATALOG` or `DRAWN`; or an annotation file, whose format is told from its keys; or a
-            folder that ``clipvis prepare`` wrote, also in an object store.
+            folder that ``clipvis prepare`` wrote, also in an object store. A data set that is open is returned as it is.
         data_root: The folder with all known data sets; needed for a name of `CATALOG`.
         images: The folder that file names of frames start from. Default: the known one; for an annotation file
             ``JPEGImages`` beside it, or else the folder that it lies in.
@@ -224,6 +216,8 @@ def open_dataset(
     Raises:
         InputError: There is no such data set, a file or folder is missing, or the annotation file cannot be used.
     """
+    if isinstance(name_or_path, Dataset):
+        return name_or_path
     name = str(name_or_path)
     if name in DRAWN:
         return ShapesDataset(DRAWN[name].config, DRAWN[name].count)
@@ -258,6 +252,7 @@ def _open_entry(entry: CatalogEntry, data_root: Path, images: Path | None, show_
         folder,
         annotation_format=entry.format,
         name=entry.name,
+        info=entry.info,
         drop_frequencies=entry.drop_frequencies,
         show_progress=show_progress,
     )
@@ -274,4 +269,6 @@ def _open_file(path: Path, images: Path | None, show_progress: bool) -> RawDatas
         if not images.is_dir():
             images = path.parent
     split = split_of_file(path)
-    return RawDataset(path, images, name=None if split is None else f"shapes_{split}", show_progress=show_progress)
+    if split is None:
+        return RawDataset(path, images, show_progress=show_progress)
+    return RawDataset(path, images, name=f"shapes_{split}", info=shapes_info(split), show_progress=show_progress)

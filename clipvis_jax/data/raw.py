@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from clipvis_jax.data.annotation_index import index_annotations
-from clipvis_jax.data.formats import Format, recognize_format
+from clipvis_jax.data.dataset_info import DatasetInfo
+from clipvis_jax.data.formats import COCO, Format, recognize_format
 from clipvis_jax.data.image_folder import ImageFolder
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.errors import InputError
@@ -31,6 +32,7 @@ class RawDataset:
         *,
         annotation_format: Format | None = None,
         name: str | None = None,
+        info: DatasetInfo | None = None,
         drop_frequencies: Collection[str] = (),
         show_progress: bool = False,
     ) -> None:
@@ -41,6 +43,7 @@ class RawDataset:
             images: The folder that the file names of frames start from.
             annotation_format: The format that the file must have; told from its keys if not given.
             name: What messages and reports call the data set; default: the file's name without its suffix.
+            info: What is known of the data set; its ``media`` follows the format.
             drop_frequencies: Leave out the instances of classes with one of these frequencies (``r``, ``c``, ``f``).
             show_progress: Show a progress bar if reading takes more than some seconds.
 
@@ -51,6 +54,7 @@ class RawDataset:
         self.path = annotations
         self.images = ImageFolder(images)
         self._format = annotation_format or recognize_format(annotations)
+        self.info = dataclasses.replace(info or DatasetInfo(), media="images" if self._format is COCO else "videos")
         self._index = index_annotations(annotations, self._format, drop_frequencies, show_progress=show_progress)
         self._signature = self._stat(annotations)
         self._descriptor: int | None = None

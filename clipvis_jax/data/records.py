@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from clipvis_jax.data.dataset_info import DatasetInfo
+
 Polygons = tuple[tuple[float, ...], ...]
 """Outlines of the parts of a mask: x and y of their corners by turns, in pixels."""
 
@@ -83,6 +85,11 @@ class Dataset(Protocol):
     @property
     def name(self) -> str:
         """What messages and reports call it."""
+        ...
+
+    @property
+    def info(self) -> DatasetInfo:
+        """How it is run, scored and compared."""
         ...
 
     @property

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from clipvis_jax.data.catalog import CATALOG, DRAWN
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation.inputs import category_fields
@@ -105,15 +104,14 @@ def scoring_rules(dataset: Dataset, name: str | None = None) -> tuple[list[Proto
     Raises:
         InputError: A category lacks the field by which a protocol groups.
     """
-    entry = CATALOG.get(dataset.name)
-    known = entry or DRAWN.get(dataset.name)
-    main = PROTOCOLS[name or (known.protocol if known is not None else None) or YTVIS.name]
+    info = dataset.info
+    main = PROTOCOLS[name or info.protocol or YTVIS.name]
     # The authors' way of scoring BURST takes surplus results for right, so the ordinary one stands beside it.
     protocols = [main, YTVIS] if main is BURST_CLIPVIS else [main]
     categories = {category.id: category_fields(category) for category in dataset.categories}
     for protocol in protocols:
         group_members(categories, protocol, dataset.name)
-    if entry is None or not entry.novel_names:
+    if not info.novel_names:
         return protocols, {}
-    novel = {category.id for category in dataset.categories if category.name in entry.novel_names}
+    novel = {category.id for category in dataset.categories if category.name in info.novel_names}
     return protocols, {"base": {category.id for category in dataset.categories} - novel, "novel": novel}

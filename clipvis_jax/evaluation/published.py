@@ -48,12 +48,12 @@ PUBLISHED = tuple(
 """All published rows."""
 
 
-def published_rows(dataset: str, backbone: str | None = None) -> list[PublishedRow]:
-    """Return what is published for a data set, best known by the beginning of its name (``ovis_val`` is ``ovis``).
+def published_rows(dataset: str | None, backbone: str | None = None) -> list[PublishedRow]:
+    """Return what is published for a data set.
 
     Args:
-        dataset: Name of the data set, as in `PublishedRow` or longer.
+        dataset: The data set, as `PublishedRow` and ``DatasetInfo.published_as`` name it; None: nothing is.
         backbone: Only rows of this backbone, by open_clip's name or the one of `PublishedRow`. None: all.
     """
     wanted = _PAPER_NAMES.get(backbone or "", backbone)
-    return [row for row in PUBLISHED if dataset.startswith(row.dataset) and wanted in (None, row.backbone)]
+    return [row for row in PUBLISHED if row.dataset == dataset and wanted in (None, row.backbone)]

@@ -4,10 +4,11 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+import tyro
 from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 from scipy.special import expit
@@ -47,17 +48,35 @@ from clipvis_jax.weights.published_sizes import BACKBONES
 _SHOWN_PREDICTIONS = 20
 
 
+DatasetOrName = Annotated[
+    str | Dataset,
+    # As an option of the command line it is a name; the object of a configuration stays where none is given.
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME|FILE|DIR",
+        instance_from_str=lambda texts: texts[0],
+        is_instance=lambda value: isinstance(value, str | Dataset),
+        str_from_instance=lambda value: [_name_of(value)],
+    ),
+]
+"""A data set, or what ``clipvis_jax.data.catalog.open_dataset`` takes for one."""
+
+
+def _name_of(dataset: str | Dataset) -> str:
+    return dataset if isinstance(dataset, str) else dataset.name
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """What scores are computed on while training.
 
     Attributes:
-        dataset: Name or path of a data set, see ``clipvis_jax.data.catalog.open_dataset``.
+        dataset: A data set, or the name or path of one.
         limit: Use its first so many videos; None: all.
         inference: How videos are run.
     """
 
-    dataset: str = "lvvis_val"
+    dataset: DatasetOrName = "lvvis_val"
     limit: int | None = 50
     inference: InferenceConfig = InferenceConfig()
 
@@ -74,7 +93,8 @@ class ClipVisExperiment:
         backbone: The CLIP that must be given, by open_clip's name; None: any.
         pixel_decoder: Sizes of the pixel decoder.
         query_decoder: Sizes of the query decoder.
-        dataset: Name or path of the data set to train on.
+        dataset: The data set to train on, or its name or path. One given as an object is pickled for the workers of
+            ``data``.
         data: What batches are made of.
         step: How a step is computed.
         optimizer: How parameters are changed, and for how many steps.
@@ -88,7 +108,7 @@ class ClipVisExperiment:
     backbone: str | None = "RN50"
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     query_decoder: QueryDecoderConfig = QueryDecoderConfig(num_layers=6)
-    dataset: str = "lvis_train_norare"
+    dataset: DatasetOrName = "lvis_train_norare"
     data: PipelineConfig = PipelineConfig()
     step: TrainingConfig = TrainingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -103,6 +123,11 @@ class ClipVisExperiment:
             raise InputError(f"--backbone {self.backbone}: must be one of {', '.join(BACKBONES)}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: must be between 0 and {2**32 - 1}")
+
+    def with_names(self) -> "ClipVisExperiment":
+        """Return the same with data sets by their names, for notes."""
+        evaluation = dataclasses.replace(self.evaluation, dataset=_name_of(self.evaluation.dataset))
+        return dataclasses.replace(self, dataset=_name_of(self.dataset), evaluation=evaluation)
 
 
 class ClipVisTask:
@@ -144,7 +169,7 @@ class ClipVisTask:
         self._draw = jax.jit(self._predict_first, out_shardings=replicated(self._mesh))
         self._segmenter: Segmenter | None = None
         self._dataset = open_dataset(experiment.dataset, data_root)
-        check_for_training(self._dataset.name)
+        check_for_training(self._dataset)
         if experiment.loop.evaluate_every:
             # Now, and not after hours of training.
             self._open_evaluation_dataset()
@@ -282,7 +307,7 @@ class ClipVisTask:
 
     def _open_evaluation_dataset(self) -> Dataset:
         dataset = open_dataset(self._experiment.evaluation.dataset, self._data_root)
-        check_held_out(dataset.name)
+        check_held_out(dataset)
         if not dataset.has_annotations:
             raise InputError(f"--evaluation.dataset {dataset.name}: has no annotations to score against")
         return dataset

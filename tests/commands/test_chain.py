@@ -227,11 +227,17 @@ def error_of(capsys, *arguments):
     return line.removeprefix("clipvis: error: ")
 
 
+TRAINING_DATA = (
+    "data set 'shapes_train': is for training; evaluate on one of shapes_val, shapes_test, shapes_fast, "
+    "shapes_occlusion"
+)
+
+
 @pytest.mark.parametrize("command", ["eval", "ablate"])
 def test_nothing_is_evaluated_on_training_data(command, tmp_path, capsys):
     out = tmp_path / "out"
     error = error_of(capsys, command, "--dataset", "shapes_train", "--model", tmp_path / "model", "--out", out)
-    assert error == "split 'train' is for training; evaluate on one of val, test, fast, occlusion"
+    assert error == TRAINING_DATA
     assert not out.exists()
 
 
@@ -242,7 +248,7 @@ def test_nor_on_training_videos_that_were_written_out(tmp_path, capsys):
     results.write_text("[]")
     options = ["--metrics-only", results, "--no-report", "--out", tmp_path / "out", "--dataset"]
     error = error_of(capsys, "eval", *options, tmp_path / "train" / "annotations.json")
-    assert error == "split 'train' is for training; evaluate on one of val, test, fast, occlusion"
+    assert error == TRAINING_DATA
     assert not (tmp_path / "out").exists()
     assert main([str(argument) for argument in ("eval", *options, tmp_path / "val" / "annotations.json")]) == 0
     assert "shapes_val, 1 of 1 videos, shapes" in capsys.readouterr().out  # as the drawn data set, by part
@@ -261,7 +267,7 @@ def test_nor_on_training_videos_that_were_written_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "dataset", "message"),
     [
-        ("--evaluation.dataset", "shapes_train", "split 'train' is for training"),
+        ("--evaluation.dataset", "shapes_train", TRAINING_DATA),
         ("--dataset", "shapes_test", "data set 'shapes_test': is for evaluation; train on shapes_train"),
     ],
 )

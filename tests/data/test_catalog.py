@@ -5,11 +5,15 @@ import shutil
 
 import pytest
 from annotation_files import burst, burst_converted, coco, lvis, write_dataset, youtube_vis
+from memory_dataset import make_dataset
 
 from clipvis_jax import InputError
 from clipvis_jax.data.catalog import CATALOG, DRAWN, check_for_training, check_held_out, open_dataset
+from clipvis_jax.data.dataset_info import DatasetInfo
 from clipvis_jax.data.formats import BURST, COCO
+from clipvis_jax.data.prepared import prepare
 from clipvis_jax.evaluation import PROTOCOLS, scoring_rules
+from clipvis_jax.evaluation.published import PUBLISHED, published_rows
 
 
 def content_of(entry):
@@ -50,14 +54,19 @@ def test_names_and_protocols():
         *(f"burst_{split}" for split in ("train", "val", "test", "val_converted")),
         *("lvis_train", "lvis_train_norare", "lvis_val", "coco_train", "coco_val"),
     }
-    entries = [*CATALOG.values(), *DRAWN.values()]
-    assert {entry.protocol for entry in entries} == {*PROTOCOLS, None}
-    assert CATALOG["lvvis_val"].protocol == "lvvis"
-    assert CATALOG["lvvis_val"].server is None
-    assert CATALOG["ovis_valid"].server.url.endswith("/4763")
-    assert len(CATALOG["ytvis19_valid"].novel_names) == 7
-    assert len(CATALOG["ytvis21_valid"].novel_names) == 6
-    assert set(CATALOG["ytvis21_valid"].novel_names) - set(CATALOG["ytvis21_valid"].authors_novel_names) == {
+    protocols = [*(entry.info.protocol for entry in CATALOG.values()), *(open_dataset(x).info.protocol for x in DRAWN)]
+    assert set(protocols) == {*PROTOCOLS, None}
+    known = {entry.info.published_as for entry in CATALOG.values()} - {None}
+    assert known == {row.dataset for row in PUBLISHED}
+    assert {entry.name: entry.info.media for entry in CATALOG.values()} == {
+        name: "images" if name.startswith(("coco", "lvis")) else "videos" for name in CATALOG
+    }
+    assert CATALOG["lvvis_val"].info.protocol == "lvvis"
+    assert CATALOG["lvvis_val"].info.server is None
+    assert CATALOG["ovis_valid"].info.server.url.endswith("/4763")
+    assert len(CATALOG["ytvis19_valid"].info.novel_names) == 7
+    assert len(CATALOG["ytvis21_valid"].info.novel_names) == 6
+    assert set(CATALOG["ytvis21_valid"].info.novel_names) - set(CATALOG["ytvis21_valid"].info.authors_novel_names) == {
         "earless_seal",
         "flying_disc",
     }
@@ -78,14 +87,40 @@ def test_drawn_data_sets():
 
 
 def test_splits_keep_their_purpose():
-    check_held_out("shapes_val")
-    check_held_out("coco_train")  # published data sets have their own rules
-    with pytest.raises(InputError, match="for training; evaluate on one of val, test, fast, occlusion"):
-        check_held_out("shapes_train")
-    check_for_training("shapes_train")
-    check_for_training("coco_val")
+    train, occlusion = open_dataset("shapes_train"), open_dataset("shapes_occlusion")
+    check_held_out(occlusion)
+    check_held_out(make_dataset())
+    with pytest.raises(InputError, match="for training; evaluate on one of shapes_val, shapes_test, .*shapes_occlu"):
+        check_held_out(train)
+    check_for_training(train)
+    check_for_training(make_dataset())
     with pytest.raises(InputError, match="'shapes_occlusion': is for evaluation; train on shapes_train"):
-        check_for_training("shapes_occlusion")
+        check_for_training(occlusion)
+
+
+@pytest.mark.parametrize("name", ["ovis_valid", "lvvis_val", "shapes_train", "burst_val_converted", "ytvis19_valid"])
+def test_a_file_name_decides_nothing(tmp_path, name):
+    """What is called like a known data set is one's own all the same: as a file, and when it is prepared."""
+    path, images = write_dataset(tmp_path, youtube_vis())
+    own = open_dataset(path.rename(tmp_path / f"{name}.json"), images=images)
+    for dataset in (own, open_dataset(str(prepare(own, tmp_path / "prepared")))):
+        assert (dataset.name, dataset.info) == (name, DatasetInfo())
+        check_held_out(dataset)
+        protocols, groups = scoring_rules(dataset)
+        assert ([protocol.name for protocol in protocols], groups) == (["ytvis"], {})
+        assert published_rows(dataset.info.published_as) == []
+
+
+def test_what_is_known_goes_with_a_prepared_data_set(tmp_path):
+    for name, content in {"ytvis21_valid": youtube_vis(), "lvis_val": lvis()}.items():
+        entry = CATALOG[name]
+        path, folder = write_dataset(tmp_path / name, content)
+        (tmp_path / entry.annotations[0]).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / entry.annotations[0])
+        known = open_dataset(name, tmp_path, images=folder)
+        prepared = open_dataset(str(prepare(known, tmp_path / "prepared" / name)))
+        assert prepared.info == known.info == entry.info
+    assert entry.info.media == "images"
 
 
 def test_own_annotation_files(tmp_path):

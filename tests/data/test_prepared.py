@@ -35,7 +35,7 @@ def assert_same(prepared, raw):
     for index, video in enumerate(raw):
         for frame in range(video.length):
             assert prepared.read_frame(index, frame) == raw.read_frame(index, frame)
-    for name in ("name", "categories", "digest", "has_annotations"):
+    for name in ("name", "categories", "digest", "has_annotations", "info"):
         assert getattr(prepared, name) == getattr(raw, name)
     assert prepared.video_sizes() == raw.video_sizes()
 

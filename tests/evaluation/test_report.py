@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from plain_evaluation import HEIGHT, LENGTH, WIDTH, random_case, read_truth, small_case
 
+from clipvis_jax.data.dataset_info import DatasetInfo
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation import (
@@ -45,6 +46,7 @@ class GreyVideos:
 
     name = "grey"
     categories = ()
+    info = DatasetInfo()
     has_annotations = True
     digest = "0"
 
@@ -324,9 +326,9 @@ def test_find_index():
 
 
 def test_published_rows():
-    assert [(row.backbone, row.ap) for row in published_rows("ovis_val", "RN50")] == [("RN50", 14.1), ("RN50", 15.8)]
+    assert [(row.backbone, row.ap) for row in published_rows("ovis", "RN50")] == [("RN50", 14.1), ("RN50", 15.8)]
     assert len(published_rows("lvvis_val")) == len(published_rows("lvvis_test")) == len(published_rows("ytvis21")) == 4
-    assert published_rows("lvvis") == published_rows("mine") == []
+    assert published_rows("lvvis") == published_rows("ovis_valid") == published_rows(None) == []
     assert [row.ap_novel for row in PUBLISHED if row.ap_novel] == [40.2]
 
 

@@ -10,7 +10,7 @@ from etils import epath
 
 from clipvis_jax.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the metadata and the records' texts."""
 
 INFO_FILE = "dataset_info.json"

@@ -11,6 +11,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from tqdm import tqdm
 
+from clipvis_jax.data.dataset_info import info_from_json
 from clipvis_jax.data.prepared.layout import (
     FORMAT_VERSION,
     INFO_FILE,
@@ -53,6 +54,7 @@ class PreparedDataset:
             )
         try:
             self.name: str = metadata["dataset"]
+            self.info = info_from_json(metadata["info"])
             self.level: str = metadata["level"]
             self.digest: str = metadata["digest"]
             self.has_annotations: bool = metadata["has_annotations"]

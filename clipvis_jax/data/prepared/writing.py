@@ -1,5 +1,6 @@
 """Write a data set as ArrayRecord files, shard by shard; an interrupted preparation goes on where it stopped."""
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -205,6 +206,7 @@ def _write_metadata(
     info.metadata.update(
         **fingerprint,
         dataset=dataset.name,
+        info=dataclasses.asdict(dataset.info),
         has_annotations=dataset.has_annotations,
         num_videos=len(dataset),
         num_images=sum(shard.num_images for shard in shards),

@@ -14,11 +14,12 @@ from jaxtyping import UInt8
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from clipvis_jax.data.dataset_info import DatasetInfo
 from clipvis_jax.data.records import Box, Category, Instance, VideoRecord
 from clipvis_jax.data.shapes.classes import categories
 from clipvis_jax.data.shapes.frames import draw_frame, draw_labels
 from clipvis_jax.data.shapes.scenes import Scene, build_scene
-from clipvis_jax.data.shapes.splits import WORLD_VERSION, ShapesConfig
+from clipvis_jax.data.shapes.splits import TRAINED_ON, WORLD_VERSION, ShapesConfig
 from clipvis_jax.errors import InputError
 
 MIN_AREA = 8
@@ -77,11 +78,17 @@ def video_record(config: ShapesConfig, index: int) -> VideoRecord:
     return VideoRecord(index + 1, config.size, config.size, names, instances)
 
 
+def shapes_info(split: str) -> DatasetInfo:
+    """Return what is known of a split, drawn or written."""
+    return DatasetInfo(protocol="shapes", purpose="training" if split in TRAINED_ON else "evaluation")
+
+
 class ShapesDataset:
     """Some videos of a split, as a `Dataset`. Any process that has the settings draws the same ones.
 
     Attributes:
         name: What messages and reports call it.
+        info: How it is scored, and whether models are trained on it.
         config: Which world, split, size and length.
         categories: All 360 classes; a category's partition is 0 for base, 2 for novel, 3 for unseen ones.
         has_annotations: True.
@@ -97,6 +104,7 @@ class ShapesDataset:
         if config.split == "captions":
             raise InputError("split 'captions' of the Shapes world has no masks; choose another one")
         self.name = f"shapes_{config.split}"
+        self.info = shapes_info(config.split)
         self.config = config
         self.categories: Sequence[Category] = categories()
         self.has_annotations = True
