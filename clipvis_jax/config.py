@@ -33,7 +33,7 @@ def load_config(path: Path) -> Experiment:
 
 
 def config_to_json(experiment: Experiment) -> dict[str, Any]:
-    """Return all settings, data sets by their names."""
+    """Return all settings; data sets and functions by their names."""
     if isinstance(experiment, ClipVisExperiment):
         experiment = experiment.with_names()
-    return json.loads(json.dumps(dataclasses.asdict(experiment), default=str))
+    return json.loads(json.dumps(dataclasses.asdict(experiment), default=lambda x: getattr(x, "__qualname__", str(x))))

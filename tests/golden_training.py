@@ -15,7 +15,8 @@ CASES = ("image", "image_zero", "video", "video_zero", "video_2frames")
 CONFIG = LossConfig(num_points=256)
 LAYERS = (3, 0, 1, 2)
 """The goldens' layers as ours: the last prediction comes first there."""
-KINDS = ("loss_object_ce", "loss_mask", "loss_dice", "loss_iou")
+LOSSES = {"object": "loss_object_ce", "mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou"}
+"""Our names of the losses, and the goldens'."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Case:
     batch: TrainingBatch
     draws: PointDraws
     matches: Matches
-    losses: np.ndarray
-    """Losses [l, kinds], not weighted."""
+    losses: dict[str, np.ndarray]
+    """Losses [l] by name, not weighted."""
     arrays: dict[str, np.ndarray]
     """All of the golden's arrays."""
 
@@ -50,7 +51,7 @@ def load_case(name, padding=2):
         "candidates": np.zeros((num_layers, num_images, slots, 768, 2), np.float32),
         "random": np.zeros((num_layers, num_images, slots, 64, 2), np.float32),
     }
-    losses = np.zeros((num_layers, len(KINDS)), np.float32)
+    losses = {name: np.zeros(num_layers, np.float32) for name in LOSSES}
     for recorded, layer in enumerate(LAYERS):
         row = 0
         for image in range(num_images):
@@ -61,7 +62,8 @@ def load_case(name, padding=2):
                 points["random"][layer, image, target] = arrays[f"L{recorded}/random_points"][row]
                 query[layer, image, target] = source
                 row += 1
-        losses[layer] = [arrays[f"L{recorded}/{kind}"] for kind in KINDS]
+        for loss, theirs in LOSSES.items():
+            losses[loss][layer] = arrays[f"L{recorded}/{theirs}"]
     targets = Targets(masks_packed=np.packbits(masks, axis=-1), valid=valid, absent=absent)
     batch = TrainingBatch(images_u8=golden("tiny_train_shared")["images_u8"][frames], targets=targets)
     matches = Matches(query=query, matched=np.broadcast_to(valid, query.shape))

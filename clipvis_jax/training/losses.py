@@ -6,53 +6,119 @@ Source: CLIP-VIS (arXiv 2403.12455), section III-E; points: PointRend (arXiv 191
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
 
+from clipvis_jax.errors import InputError
 from clipvis_jax.models import ops
 from clipvis_jax.models.query_decoder import mask_logits_from
 from clipvis_jax.models.structs import QueryPrediction
 from clipvis_jax.training.matching import MatchingConfig, match, matching_costs
-from clipvis_jax.training.structs import LossReport, LossSums, Matches, PointDraws, Targets
+from clipvis_jax.training.structs import MatchedImage, Matches, PointDraws, Ratio, Targets
 
-LOSSES = ("object", "mask", "dice", "iou")
-"""The kinds of losses, in the order of the last axis of ``LossReport.losses``."""
+LossFunction = Callable[[MatchedImage, "LossConfig"], Ratio]
+"""A loss of one image and layer. Numerators and denominators are summed over the batch, then divided."""
 
+_MATCHED_IOU = "matched_iou"
 _SAVED = "sampled"
+
+
+def object_loss(image: MatchedImage, config: "LossConfig") -> Ratio:
+    """Cross-entropy of every query's objectness: a query that has a target shows an object."""
+    matches = image.matches
+    is_object = jnp.zeros(image.prediction.iou.shape, bool).at[matches.query].max(matches.matched)
+    # Matches the authors' code: a query matched with an instance that the frame does not show is an object, too.
+    log_probs = jax.nn.log_softmax(image.prediction.object_logits)
+    weight = jnp.where(is_object, 1.0, config.no_object_weight)
+    return Ratio(-jnp.sum(weight * jnp.where(is_object, log_probs[:, 0], log_probs[:, 1])), jnp.sum(weight))
+
+
+def mask_loss(image: MatchedImage, _: "LossConfig") -> Ratio:
+    """Binary cross-entropy of the mask logits at a target's points."""
+    logits = image.point_logits
+    cross_entropy = jnp.mean(jax.nn.softplus(logits) - logits * image.point_masks, axis=1)
+    return Ratio(jnp.sum(cross_entropy, where=image.matches.matched), _num_targets(image))
+
+
+def dice_loss(image: MatchedImage, _: "LossConfig") -> Ratio:
+    """One less the Dice coefficient of the mask at a target's points."""
+    probs, masks = jax.nn.sigmoid(image.point_logits), image.point_masks
+    dice = 1 - (2 * jnp.sum(probs * masks, axis=1) + 1) / (jnp.sum(probs, axis=1) + jnp.sum(masks, axis=1) + 1)
+    return Ratio(jnp.sum(dice, where=image.matches.matched), _num_targets(image))
+
+
+def iou_loss(image: MatchedImage, _: "LossConfig") -> Ratio:
+    """Absolute error of the predicted mask IoU."""
+    iou = _sampled_iou(image)
+    # Matches the authors' code: pairs without any overlap teach nothing about the IoU.
+    counted = image.matches.matched.astype(jnp.float32) * (iou > 0)
+    return Ratio(jnp.sum(counted * jnp.abs(image.prediction.iou[image.matches.query] - iou)), jnp.sum(counted))
+
+
+def _num_targets(image: MatchedImage) -> Float[Array, ""]:
+    return jnp.sum(image.targets.valid, dtype=jnp.float32)
+
+
+def _sampled_iou(image: MatchedImage) -> Float[Array, " n"]:
+    """Return the IoU of each slot's predicted mask at its points; a constant for the gradient."""
+    # Matches the authors' code: the prediction is binarised, the sampled target is not.
+    positive = (image.point_logits > 0).astype(jnp.float32)
+    intersection = jnp.sum(positive * image.point_masks, axis=1)
+    union = jnp.sum(positive, axis=1) + jnp.sum(image.point_masks, axis=1) - intersection
+    return jax.lax.stop_gradient(intersection / jnp.maximum(union, 1e-6))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """An entry of the losses: how it is computed, and its weight in the total, 0 or more."""
+
+    function: LossFunction
+    weight: float = 1.0
+
+
+def _authors_losses() -> dict[str, Loss]:
+    return {
+        "object": Loss(object_loss, 2.0),
+        "mask": Loss(mask_loss, 5.0),
+        "dice": Loss(dice_loss, 5.0),
+        "iou": Loss(iou_loss, 2.0),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the losses (0 or more), and how many points they look at.
+    """What is minimised, and how many points it looks at.
 
+    ``terms`` are the losses by name; another one is an entry more: ``{**LossConfig().terms, "mine": Loss(function)}``.
     Mask losses see ``num_points`` points of every matched pair: ``uncertain_share`` of them are those with the smallest
-    absolute logit among ``oversampling`` times ``num_points`` candidates, the rest are random.
+    absolute logit among ``oversampling`` times ``num_points`` candidates, the rest are random. ``no_object_weight`` is
+    the weight of queries without a target in the objectness loss.
     """
 
     num_points: int = 12544
     oversampling: float = 3.0
     uncertain_share: float = 0.75
-    object_weight: float = 2.0
-    mask_weight: float = 5.0
-    dice_weight: float = 5.0
-    iou_weight: float = 2.0
     no_object_weight: float = 0.4
+    terms: Mapping[str, Loss] = dataclasses.field(default_factory=_authors_losses, hash=False)
     matching: MatchingConfig = MatchingConfig()
 
     def __post_init__(self) -> None:
         if self.num_points < 1:
-            raise ValueError(f"num_points {self.num_points}: give at least 1")
+            raise InputError(f"losses.num_points {self.num_points}: give at least 1")
         if self.oversampling < 1:
-            raise ValueError(f"oversampling {self.oversampling}: give at least 1")
+            raise InputError(f"losses.oversampling {self.oversampling}: give at least 1")
         if not 0 <= self.uncertain_share <= 1:
-            raise ValueError(f"uncertain_share {self.uncertain_share}: give a share between 0 and 1")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_weight") and not value >= 0:
-                raise ValueError(f"{field.name} {value}: give 0 or more")
+            raise InputError(f"losses.uncertain_share {self.uncertain_share}: give a share between 0 and 1")
+        weights = {f"terms.{name}.weight": term.weight for name, term in self.terms.items()}
+        for name, weight in ({"no_object_weight": self.no_object_weight} | weights).items():
+            if not weight >= 0:
+                raise InputError(f"losses.{name} {weight}: give 0 or more")
+        if _MATCHED_IOU in self.terms:
+            raise InputError(f"losses.terms.{_MATCHED_IOU}: is the name of a metric; choose another one")
 
     @property
     def num_candidates(self) -> int:
@@ -63,11 +129,6 @@ class LossConfig:
     def num_uncertain(self) -> int:
         """Number of points chosen by their uncertainty."""
         return int(self.num_points * self.uncertain_share)
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Weights in the order of ``LOSSES``."""
-        return self.object_weight, self.mask_weight, self.dice_weight, self.iou_weight
 
 
 def draw_points(key: PRNGKeyArray, num_targets: int, config: LossConfig) -> PointDraws:
@@ -88,7 +149,7 @@ def draw_points(key: PRNGKeyArray, num_targets: int, config: LossConfig) -> Poin
 def point_keys(key: PRNGKeyArray, examples: Int[Array, " b"], num_layers: int) -> Key[Array, "l b"]:
     """Derive the keys of a step's draws from the step's key and every image's place in the global batch.
 
-    So draws do not depend on the number of devices, nor on how a batch is cut up.
+    So draws do not depend on the number of devices, nor on how a batch is sharded.
     """
     image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, examples)
     return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(image_keys, jnp.arange(num_layers))
@@ -143,8 +204,8 @@ def loss_sums(
     targets: Targets,
     randomness: Key[Array, "l b"] | PointDraws,
     config: LossConfig,
-) -> LossSums:
-    """Match all layers' predictions with the targets and sum up every image's losses.
+) -> dict[str, Ratio]:
+    """Match all layers' predictions with the targets and compute every image's part of the losses.
 
     Images do not see each other, so this may run on each device's part of a batch (``shard_map``). Layers are done one
     after the other, which bounds memory: mask logits at stride 4 exist for one layer at a time, and for matched
@@ -155,14 +216,14 @@ def loss_sums(
         mask_features: What mask embeddings are multiplied with.
         targets: The instances.
         randomness: Keys [l, b] (see ``point_keys``) or the draws themselves with these axes.
-        config: Weights and numbers of points.
+        config: The losses and their settings.
 
     Returns:
-        Sums [b, l].
+        Numerators and denominators [b, l] of every loss, and of the metric ``matched_iou``.
     """
     matches = match_layers(predictions, mask_features, targets, randomness, config)
 
-    def layer_sums(layer: tuple[QueryPrediction, Matches, Key[Array, " b"] | PointDraws]) -> LossSums:
+    def layer_sums(layer: tuple[QueryPrediction, Matches, Key[Array, " b"] | PointDraws]) -> dict[str, Ratio]:
         prediction, layer_matches, randomness = layer
         image_sums = functools.partial(_image_sums, config=config)
         return jax.vmap(image_sums)(prediction, mask_features, targets, layer_matches, randomness)
@@ -173,22 +234,21 @@ def loss_sums(
     return jax.tree.map(jnp.transpose, sums)
 
 
-def combine_sums(sums: LossSums, config: LossConfig) -> tuple[Float[Array, ""], LossReport]:
-    """Divide the sums of a whole batch [l] and return the total loss, weighted, and its parts."""
+def combine_sums(
+    sums: Mapping[str, Ratio], config: LossConfig
+) -> tuple[Float[Array, ""], dict[str, Float[Array, " l"]], Float[Array, " l"]]:
+    """Divide the sums of a whole batch [l].
+
+    Returns:
+        The total loss; every loss by layer, not weighted; the mean IoU of matched pairs by layer.
+    """
     # Differs from the authors' code: object and iou are means over the whole batch, not means over each device's part.
-    # The same goes for the number of targets, which is at least 1 for the whole batch, not for each device.
-    num_targets = jnp.maximum(sums.targets, 1)
-    losses = jnp.stack(
-        [
-            sums.object / sums.object_weight,
-            sums.mask / num_targets,
-            sums.dice / num_targets,
-            sums.iou / jnp.maximum(sums.overlapping, 1),
-        ],
-        axis=-1,
-    )
-    total = jnp.sum(losses * jnp.asarray(config.weights))
-    return total, LossReport(losses=losses, matched_iou=sums.matched_iou / jnp.maximum(sums.matched, 1))
+    # The same goes for the number of targets: the losses of targets are 0 if the whole batch has none.
+    means = {name: x.numerator / jnp.where(x.denominator > 0, x.denominator, 1) for name, x in sums.items()}
+    matched_iou = means.pop(_MATCHED_IOU)
+    weights = jnp.asarray([term.weight for term in config.terms.values()])
+    total = jnp.sum(jnp.stack([means[name] for name in config.terms], axis=-1) * weights)
+    return total, means, matched_iou
 
 
 def _draws(randomness: PRNGKeyArray | PointDraws, num_targets: int, config: LossConfig) -> PointDraws:
@@ -203,15 +263,8 @@ def _image_sums(
     randomness: PRNGKeyArray | PointDraws,
     *,
     config: LossConfig,
-) -> LossSums:
-    """Sum up the losses of one layer and image."""
-    matched = matches.matched.astype(jnp.float32)
-    is_object = jnp.zeros(prediction.iou.shape, bool).at[matches.query].max(matches.matched)
-    # Matches the authors' code: a query matched with an instance that the frame does not show is an object, too.
-    log_probs = jax.nn.log_softmax(prediction.object_logits)
-    weight = jnp.where(is_object, 1.0, config.no_object_weight)
-    object_sum = -jnp.sum(weight * jnp.where(is_object, log_probs[:, 0], log_probs[:, 1]))
-
+) -> dict[str, Ratio]:
+    """Compute what one layer and image add to every loss."""
     logit_maps = mask_logits_from(prediction.mask_embed[matches.query][None], mask_features[None])[0]
     points = _choose_points(
         jax.lax.stop_gradient(logit_maps), _draws(randomness, targets.valid.shape[0], config), config
@@ -219,28 +272,10 @@ def _image_sums(
     logits = checkpoint_name(_sample_maps(logit_maps, checkpoint_name(points, _SAVED)), _SAVED)
     masks = checkpoint_name(jax.vmap(ops.point_sample_packed)(targets.masks_packed, points), _SAVED)
 
-    cross_entropy = jnp.mean(jax.nn.softplus(logits) - logits * masks, axis=1)
-    probs = jax.nn.sigmoid(logits)
-    dice = 1 - (2 * jnp.sum(probs * masks, axis=1) + 1) / (jnp.sum(probs, axis=1) + jnp.sum(masks, axis=1) + 1)
-    # Matches the authors' code: the prediction is binarised, the sampled target is not.
-    positive = (logits > 0).astype(jnp.float32)
-    intersection = jnp.sum(positive * masks, axis=1)
-    union = jnp.sum(positive, axis=1) + jnp.sum(masks, axis=1) - intersection
-    iou = jax.lax.stop_gradient(intersection / jnp.maximum(union, 1e-6))
-    # Matches the authors' code: pairs without any overlap teach nothing about the IoU.
-    overlapping = matched * (iou > 0)
-
-    return LossSums(
-        object=object_sum,
-        object_weight=jnp.sum(weight),
-        mask=jnp.sum(cross_entropy, where=matches.matched),
-        dice=jnp.sum(dice, where=matches.matched),
-        targets=jnp.sum(targets.valid, dtype=jnp.float32),
-        iou=jnp.sum(overlapping * jnp.abs(prediction.iou[matches.query] - iou)),
-        overlapping=jnp.sum(overlapping),
-        matched_iou=jnp.sum(matched * iou),
-        matched=jnp.sum(matched),
-    )
+    image = MatchedImage(prediction, targets, matches, logits, masks)
+    sums = {name: term.function(image, config) for name, term in config.terms.items()}
+    matched = matches.matched.astype(jnp.float32)
+    return sums | {_MATCHED_IOU: Ratio(jnp.sum(matched * _sampled_iou(image)), jnp.sum(matched))}
 
 
 def _sample_maps(maps: Float[Array, "n h w"], points_norm: Float[Array, "n p 2"]) -> Float[Array, "n p"]:

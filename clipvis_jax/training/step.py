@@ -28,9 +28,9 @@ from clipvis_jax.loop.sharding import (
 )
 from clipvis_jax.loop.train_state import TrainState
 from clipvis_jax.models.clipvis import ClipVis, Variables
-from clipvis_jax.training.losses import LOSSES, LossConfig, combine_sums, loss_sums, point_keys, stack_layers
+from clipvis_jax.training.losses import LossConfig, combine_sums, loss_sums, point_keys, stack_layers
 from clipvis_jax.training.matching import MatchingMethod
-from clipvis_jax.training.structs import LossReport, LossSums, PointDraws, StepMetrics, TrainingBatch
+from clipvis_jax.training.structs import PointDraws, Ratio, StepMetrics, TrainingBatch
 
 Remat = Literal["none", "layers", "everything"]
 
@@ -55,7 +55,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         if self.accumulation < 1:
-            raise ValueError(f"accumulation {self.accumulation}: give at least 1")
+            raise InputError(f"accumulation {self.accumulation}: give at least 1")
 
 
 def init_state(
@@ -143,7 +143,9 @@ def make_train_step(
         images = (batch, jnp.arange(batch.images_u8.shape[0]), draws)
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         loss = functools.partial(_batch_loss, _Setup(model, config, mesh))
-        (total, report), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, clip_vars, images, key)
+        (total, (losses, matched_iou)), gradients = jax.value_and_grad(loss, has_aux=True)(
+            state.params, clip_vars, images, key
+        )
         gradient_norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         changed = (optax.apply_updates(state.params, updates), opt_state)
@@ -151,9 +153,7 @@ def make_train_step(
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), changed, (state.params, state.opt_state)
         )
-        metrics = StepMetrics(
-            total_loss=total, losses=report.losses, matched_iou=report.matched_iou, gradient_norm=gradient_norm
-        )
+        metrics = StepMetrics(total_loss=total, losses=losses, matched_iou=matched_iou, gradient_norm=gradient_norm)
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     state_placement = state_shardings(model, optimizer, mesh)
@@ -191,9 +191,9 @@ def check_matcher(method: MatchingMethod, mesh: Mesh) -> None:
 
 def first_non_finite(metrics: StepMetrics) -> str | None:
     """Name what went wrong in a step: the first loss, by layer, that is no finite number, or the gradient."""
-    losses = np.asarray(metrics.losses)
+    names, losses = list(metrics.losses), np.stack([np.asarray(x) for x in metrics.losses.values()], axis=-1)
     for layer, kind in zip(*np.nonzero(~np.isfinite(losses)), strict=True):
-        return f"loss '{LOSSES[kind]}' of layer {layer} (of 0..{len(losses) - 1}) is {losses[layer, kind]}"
+        return f"loss '{names[kind]}' of layer {layer} (of 0..{len(losses) - 1}) is {losses[layer, kind]}"
     if not np.isfinite(norm := float(metrics.gradient_norm)):
         return f"all losses are finite, but the norm of the gradient is {norm}"
     return None
@@ -214,8 +214,8 @@ _Images = tuple[TrainingBatch, Int[Array, " b"], PointDraws | None]
 
 def _batch_loss(
     setup: _Setup, params: Variables, clip_vars: Variables, images: _Images, key: PRNGKeyArray
-) -> tuple[Float[Array, ""], LossReport]:
-    """Return the total loss of a whole batch, and its parts."""
+) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, " l"]], Float[Array, " l"]]]:
+    """Return the total loss of a whole batch; its parts and the IoU of matched pairs, by layer."""
     # Every device does its own images, from pixels to losses, and waits for none. Left to itself, XLA would send the
     # maps that deformable attention looks up to all devices.
     by_image, by_layer_and_image = P(BATCH_AXES), P(None, BATCH_AXES)
@@ -226,13 +226,14 @@ def _batch_loss(
         out_specs=P(BATCH_AXES),
         check_vma=False,
     )(params, clip_vars, images, key)
-    return combine_sums(jax.tree.map(lambda x: jnp.sum(x, axis=0), sums), setup.config.losses)
+    total, losses, matched_iou = combine_sums(jax.tree.map(lambda x: jnp.sum(x, axis=0), sums), setup.config.losses)
+    return total, (losses, matched_iou)
 
 
 def _device_sums(
     setup: _Setup, params: Variables, clip_vars: Variables, images: _Images, key: PRNGKeyArray
-) -> LossSums:
-    """Sum up the losses [1, l] of a device's images, part by part."""
+) -> dict[str, Ratio]:
+    """Sum up numerators and denominators of the losses [1, l] over a device's images, part by part."""
     part_sums = functools.partial(_part_sums, setup)
     parts = setup.config.accumulation
     if parts == 1:
@@ -242,14 +243,10 @@ def _device_sums(
         # and keeps nothing; the backward pass does each part once more, knowing the sums.
         once_more = jax.checkpoint(part_sums)
 
-        def add_part(sums: LossSums, part: _Images) -> tuple[LossSums, None]:
-            return jax.tree.map(jnp.add, sums, once_more(params, clip_vars, part, key)), None
-
         batch, examples, draws = images
-        zeros = jnp.zeros(setup.model.config.query_decoder.num_layers + 1)
-        empty = LossSums(**{field.name: zeros for field in dataclasses.fields(LossSums)})
         by_part = (_split(batch, parts), _split(examples, parts), _split(draws, parts, axis=1))
-        sums, _ = jax.lax.scan(add_part, empty, by_part)
+        sums_by_part = jax.lax.map(lambda part: once_more(params, clip_vars, part, key), by_part)
+        sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums_by_part)
     return jax.tree.map(lambda x: x[None], sums)
 
 
@@ -263,8 +260,10 @@ def _split(tree: Any, parts: int, *, axis: int = 0) -> Any:
     return jax.tree.map(split, tree)
 
 
-def _part_sums(setup: _Setup, params: Variables, clip_vars: Variables, images: _Images, key: PRNGKeyArray) -> LossSums:
-    """Run the network on images and sum up their losses [l]."""
+def _part_sums(
+    setup: _Setup, params: Variables, clip_vars: Variables, images: _Images, key: PRNGKeyArray
+) -> dict[str, Ratio]:
+    """Run the network on images and sum up what they add to the losses [l]."""
     model, config = setup.model, setup.config
     batch, examples, draws = images
     features = jax.lax.stop_gradient(model.extract_features(clip_vars, batch.images_u8, batch.sizes))

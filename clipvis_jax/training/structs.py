@@ -1,8 +1,12 @@
 """Arrays of a training step; axis names are those of `clipvis_jax.models.structs`."""
 
+from typing import NamedTuple
+
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from clipvis_jax.models.structs import QueryPrediction
 
 
 @flax.struct.dataclass
@@ -61,40 +65,38 @@ class PointDraws:
 
 
 @flax.struct.dataclass
-class LossSums:
-    """Numerators and denominators of the losses, for every layer; sums of batches are sums of these.
+class MatchedImage:
+    """What a loss sees of one image and prediction layer.
 
-    ``object`` is divided by ``object_weight``, ``mask`` and ``dice`` by ``targets``, ``iou`` by ``overlapping``
-    (matched pairs that overlap at all). ``matched_iou`` over ``matched`` is a metric: the mean IoU of matched pairs.
+    Target slot ``i`` belongs to query ``matches.query[i]`` where ``matches.matched[i]``. ``point_logits`` are that
+    query's mask logits at the slot's own points, ``point_masks`` (0..1) the target's mask there.
     """
 
-    object: Float[Array, "... l"]
-    object_weight: Float[Array, "... l"]
-    mask: Float[Array, "... l"]
-    dice: Float[Array, "... l"]
-    targets: Float[Array, "... l"]
-    iou: Float[Array, "... l"]
-    overlapping: Float[Array, "... l"]
-    matched_iou: Float[Array, "... l"]
-    matched: Float[Array, "... l"]
+    prediction: QueryPrediction
+    targets: Targets
+    matches: Matches
+    point_logits: Float[Array, "n p"]
+    point_masks: Float[Array, "n p"]
 
 
-@flax.struct.dataclass
-class LossReport:
-    """What a batch's losses are, layer by layer; ``losses`` is not weighted, its last axis is ``LOSSES``."""
+class Ratio(NamedTuple):
+    """A loss before its division: sums over a part of the batch, which may be added to those of other parts.
 
-    losses: Float[Array, "l kinds"]
-    matched_iou: Float[Array, " l"]
+    A quotient whose ``denominator`` is 0 counts as 0.
+    """
+
+    numerator: Float[Array, "..."]
+    denominator: Float[Array, "..."]
 
 
 @flax.struct.dataclass
 class StepMetrics:
-    """What a training step reports; ``losses`` is not weighted, its last axis is ``training.losses.LOSSES``.
+    """What a training step reports; ``losses`` are by name and layer, not weighted.
 
-    ``gradient_norm`` is that before clipping.
+    ``matched_iou`` is the mean IoU of matched pairs at the losses' points, ``gradient_norm`` that before clipping.
     """
 
     total_loss: Float[Array, ""]
-    losses: Float[Array, "l kinds"]
+    losses: dict[str, Float[Array, " l"]]
     matched_iou: Float[Array, " l"]
     gradient_norm: Float[Array, ""]

@@ -31,7 +31,6 @@ from clipvis_jax.media.visualize import color_palette, draw_tracks
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig, mask_logits_from
-from clipvis_jax.training.losses import LOSSES
 from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from clipvis_jax.training.step import (
     TrainingConfig,
@@ -238,9 +237,9 @@ class ClipVisTask:
     def report(self, metrics: StepMetrics, step: int) -> dict[str, float]:
         """Name the losses, not weighted, layer by layer (0 is the prediction before the first layer)."""
         values = {"loss/total": float(metrics.total_loss)}
-        for layer, losses in enumerate(np.asarray(metrics.losses).tolist()):
-            values |= {f"loss/{kind}/{layer}": value for kind, value in zip(LOSSES, losses, strict=True)}
-        values |= {f"matched_iou/{i}": value for i, value in enumerate(np.asarray(metrics.matched_iou).tolist())}
+        by_layer = {f"loss/{name}": losses for name, losses in metrics.losses.items()}
+        for name, layers in (by_layer | {"matched_iou": metrics.matched_iou}).items():
+            values |= {f"{name}/{layer}": value for layer, value in enumerate(np.asarray(layers).tolist())}
         values["gradient_norm"] = float(metrics.gradient_norm)
         values["learning_rate"] = float(self._learning_rate(step - 1))
         return values

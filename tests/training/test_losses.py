@@ -11,17 +11,21 @@ from conftest import golden
 from golden_training import CASES, CONFIG, LAYERS, load_case
 from tiny import tiny_model
 
+from clipvis_jax.errors import InputError
 from clipvis_jax.models.structs import QueryPrediction
 from clipvis_jax.training.losses import (
+    Loss,
     LossConfig,
     combine_sums,
     draw_points,
     loss_sums,
+    mask_loss,
     match_layers,
     point_keys,
     stack_layers,
 )
 from clipvis_jax.training.matching import MatchingConfig
+from clipvis_jax.training.structs import Ratio
 
 
 @functools.cache
@@ -79,10 +83,10 @@ def test_matches_equal_the_goldens(name, method):
 @pytest.mark.parametrize("name", CASES)
 def test_losses_equal_the_goldens(name):
     case = load_case(name)
-    total, report = batch_losses(name, case.batch.targets, case.draws)
-    np.testing.assert_allclose(report.losses, case.losses, rtol=1e-5)
+    total, losses, matched_iou = batch_losses(name, case.batch.targets, case.draws)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), losses, case.losses)
     np.testing.assert_allclose(total, case.arrays["total_loss"], rtol=1e-5)
-    assert np.all((report.matched_iou >= 0) & (report.matched_iou <= 1))
+    assert np.all((matched_iou >= 0) & (matched_iou <= 1))
 
 
 @pytest.mark.parametrize("name", ["image", "image_zero"])
@@ -95,20 +99,20 @@ def test_padded_targets_change_nothing(name):
 def test_a_batch_without_instances_has_an_object_loss_alone():
     case = load_case("image")
     targets = case.batch.targets.replace(valid=jnp.zeros_like(case.batch.targets.valid))
-    total, report = batch_losses("image", targets, case.draws)
+    total, losses, matched_iou = batch_losses("image", targets, case.draws)
     assert np.isfinite(total)
-    assert np.all(report.losses[:, 0] > 0)
-    assert not np.any(report.losses[:, 1:])
-    assert not np.any(report.matched_iou)
+    assert np.all(losses.pop("object") > 0)
+    assert not np.any(list(losses.values()))
+    assert not np.any(matched_iou)
 
 
 def test_more_targets_than_queries():
     case = load_case("image")
     repeated = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=1), case.batch.targets)
     assert repeated.valid.sum() > 20
-    total, report = batch_losses("image", repeated, point_keys(jax.random.key(0), jnp.arange(2), 4))
+    total, losses, _ = batch_losses("image", repeated, point_keys(jax.random.key(0), jnp.arange(2), 4))
     assert np.isfinite(total)
-    assert np.all(report.losses > 0)
+    assert np.all(np.stack(list(losses.values())) > 0)
 
 
 def test_images_do_not_see_each_other():
@@ -126,16 +130,37 @@ def test_no_loss_has_a_gradient_through_choices():
     case = load_case("image")
     predictions, features = predictions_of("image")
 
-    def total(mask_embed, weights):
+    def total(mask_embed, without):
         changed = predictions.replace(mask_embed=mask_embed)
-        config = dataclasses.replace(CONFIG, **weights)
+        terms = {name: term for name, term in CONFIG.terms.items() if name not in without}
+        config = dataclasses.replace(CONFIG, terms=terms)
         sums = loss_sums(changed, features, case.batch.targets, case.draws, config)
         return combine_sums(jax.tree.map(lambda x: x.sum(0), sums), config)[0]
 
     gradient = jax.grad(total)
-    assert np.any(gradient(predictions.mask_embed, {}))
+    assert np.any(gradient(predictions.mask_embed, ()))
     # Masks enter objectness through the matching and the IoU loss through its target.
-    assert not np.any(gradient(predictions.mask_embed, {"mask_weight": 0.0, "dice_weight": 0.0}))
+    assert not np.any(gradient(predictions.mask_embed, ("mask", "dice")))
+
+
+def size_loss(image, config):
+    """A loss of a researcher's own: matched masks should be as large as their targets."""
+    del config
+    difference = jax.nn.sigmoid(image.point_logits).mean(1) - image.point_masks.mean(1)
+    matched = image.matches.matched
+    return Ratio(jnp.sum(difference**2, where=matched), jnp.sum(matched, dtype=jnp.float32))
+
+
+def test_a_loss_of_ones_own_is_a_function_and_an_entry():
+    case = load_case("image")
+    config = dataclasses.replace(CONFIG, terms={**CONFIG.terms, "size": Loss(size_loss, weight=3.0)})
+    total, losses, _ = batch_losses("image", case.batch.targets, case.draws, config)
+    expected, theirs, _ = batch_losses("image", case.batch.targets, case.draws)
+    own = losses.pop("size")
+    assert own.shape == (4,)
+    assert np.all((own > 0) & (own < 1))
+    jax.tree.map(np.testing.assert_array_equal, losses, theirs)
+    np.testing.assert_allclose(total, expected + 3 * own.sum(), rtol=1e-6)
 
 
 def test_draws_depend_on_key_image_and_layer_alone():
@@ -159,5 +184,12 @@ def test_draws_depend_on_key_image_and_layer_alone():
     ids=lambda x: next(iter(x)),
 )
 def test_wrong_settings_are_named(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(InputError, match=rf"losses.{next(iter(wrong))}"):
         LossConfig(**wrong)
+
+
+def test_wrong_losses_are_named():
+    with pytest.raises(InputError, match=r"losses.terms.mask.weight -1.0: give 0 or more"):
+        LossConfig(terms={"mask": Loss(mask_loss, -1.0)})
+    with pytest.raises(InputError, match=r"losses.terms.matched_iou: is the name of a metric"):
+        LossConfig(terms={"matched_iou": Loss(mask_loss)})
