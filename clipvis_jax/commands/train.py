@@ -81,8 +81,8 @@ class Train:
         from clipvis_jax.loop.host_memory import keep_freed_memory
         from clipvis_jax.loop.loop import train
 
-        keep_freed_memory()
         start_processes(options.distributed)
+        keep_freed_memory()
         enable_compilation_cache()
         task = open_task(self.experiment, options)
         settings = config_to_json(self.experiment)

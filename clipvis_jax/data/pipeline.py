@@ -231,7 +231,9 @@ def make_train_iterator(
         raise InputError(f"batch_size is {config.batch_size}; give a multiple of the {process_count} processes")
     if not dataset.has_annotations:
         raise InputError(f"{dataset.name}: has no annotations; give a data set to train on")
-    order = make_example_order(dataset, seed=seed, repeat_threshold=config.repeat_threshold)
+    order = make_example_order(
+        dataset, seed=seed, repeat_threshold=config.repeat_threshold, show_progress=process_index == 0
+    )
     share = config.batch_size // process_count
     return TrainIterator(_BatchSource(dataset, config, order, process_index * share, share), dataset.digest)
 

@@ -81,19 +81,29 @@ class ExampleOrder:
         return rng.permutation(np.repeat(np.arange(len(self.videos)), self._repeats(epoch)))
 
 
-def make_example_order(dataset: Dataset, *, seed: int, repeat_threshold: float) -> ExampleOrder:
+def make_example_order(
+    dataset: Dataset, *, seed: int, repeat_threshold: float, show_progress: bool = True
+) -> ExampleOrder:
     """Find the usable videos of a data set and how often to repeat each. Decodes no mask, but reads all records.
 
     Args:
         dataset: Videos with annotations; images are videos of one frame.
         seed: The seed of everything random.
         repeat_threshold: Classes in a smaller share of the usable videos are repeated; 0 repeats nothing.
+        show_progress: Show a progress bar if it takes long.
 
     Raises:
         InputError: No video is usable.
     """
     videos, categories = [], []
-    for index in tqdm(range(len(dataset)), desc="looking for instances to train on", unit=" videos", delay=_DELAY):
+    videos_seen = tqdm(
+        range(len(dataset)),
+        desc="looking for instances to train on",
+        unit=" videos",
+        delay=_DELAY,
+        disable=not show_progress,
+    )
+    for index in videos_seen:
         present = {instance.category_id for instance in usable_instances(dataset[index].instances)}
         if present:
             videos.append(index)

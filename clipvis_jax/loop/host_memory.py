@@ -7,17 +7,20 @@ system and gets new ones, and the system clears them page by page: a fifth of th
 import ctypes
 import sys
 
+import jax
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = 2**31 - 1
 """The largest number that ``mallopt`` takes: never give less than 2 GiB back."""
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory that it frees, to use it again; call it at the start. Does nothing without glibc.
+    """Let the process keep the memory that it frees, to use it again, if it computes on CPUs and has glibc.
 
-    All threads share one arena from then on: those of single threads are small, and given back all the same.
+    Call it once JAX may start its devices (``distributed.start_processes``), before anything is computed. New threads
+    share one arena from then on: those of single threads are small, and given back all the same.
     """
-    if library := _glibc():
+    if jax.default_backend() == "cpu" and (library := _glibc()):
         library.mallopt(_M_ARENA_MAX, 1)
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, _NEVER)

@@ -1,4 +1,4 @@
-"""Rules over the paths of a tree's leaves: who decays, who is cut up over devices."""
+"""Rules over the paths of a tree's leaves: who decays, who is sharded over devices."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh of devices, and which axis of what is cut up over it."""
+"""Where arrays live: the mesh of devices, and which axis of what is sharded over it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.loop.path_rules import apply_rules
 
 BATCH_AXES = ("data", "fsdp")
-"""A batch is cut up over both axes of the mesh; parameters, if at all, over ``fsdp``."""
+"""A batch is sharded over both axes of the mesh; parameters, if at all, over ``fsdp``."""
 
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     (r".*norm/(scale|bias)", P()),
@@ -24,7 +24,7 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     (r"query_decoder/(query_feature|query_position|level_embedding)", P(None, "fsdp")),
     (r"pixel_decoder/level_embedding", P(None, "fsdp")),
 )
-"""Matrices are cut along their outputs; vectors, and outputs of one or two numbers, are not."""
+"""Matrices are sharded along their outputs; vectors, and outputs of one or two numbers, are replicated."""
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -34,7 +34,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     place in the batch, on which random draws hang, must not depend on how chips are wired.
 
     Args:
-        fsdp: Over how many devices parameters and optimiser state are cut up; 1 keeps a copy on each.
+        fsdp: Over how many devices parameters and optimiser state are sharded; 1 keeps a copy on each.
         devices: The devices.
 
     Raises:
@@ -55,7 +55,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Cut the first axis up over all devices."""
+    """Shard the first axis over all devices."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
@@ -63,7 +63,7 @@ def parameter_shardings(mesh: Mesh, params: Any) -> Any:
     """Place every parameter by ``PARAMETER_RULES``.
 
     Raises:
-        InputError: A parameter cannot be cut into as many parts as the mesh asks for.
+        InputError: A parameter cannot be sharded over as many devices as the mesh asks for.
         ValueError: The rules do not cover the parameters.
     """
     specs = apply_rules(params, PARAMETER_RULES)
@@ -73,7 +73,7 @@ def parameter_shardings(mesh: Mesh, params: Any) -> Any:
         for axis, mesh_axis in enumerate(spec):
             if mesh_axis is not None and leaf.shape[axis] % fsdp:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise InputError(f"fsdp {fsdp}: {name} of shape {leaf.shape} cannot be cut into {fsdp} parts")
+                raise InputError(f"fsdp {fsdp}: {name} of shape {leaf.shape} cannot be sharded over {fsdp} devices")
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, params, specs)

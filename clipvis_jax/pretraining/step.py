@@ -177,7 +177,7 @@ def abstract_clip_state(model: ClipVis, optimizer: optax.GradientTransformation,
 
 
 def _init_clip(model: ClipVis, seed: int) -> Variables:
-    return jax.tree_util.tree_map_with_path(_calm, model.init_clip(jax.random.key(seed)))
+    return jax.tree_util.tree_map_with_path(_init_residual, model.init_clip(jax.random.key(seed)))
 
 
 def _make_state(optimizer: optax.GradientTransformation, seed: int, clip_vars: Variables) -> TrainState:
@@ -189,11 +189,11 @@ def _make_state(optimizer: optax.GradientTransformation, seed: int, clip_vars: V
     )
 
 
-def _calm(path: jax.tree_util.KeyPath, value: Array) -> Array:
-    """Change how residual blocks begin."""
+def _init_residual(path: jax.tree_util.KeyPath, value: Array) -> Array:
+    """Begin residual blocks as, or close to, the identity: zero-init."""
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     if name.endswith("/norm3/scale"):
-        return jnp.zeros_like(value)  # as CLIP's code does: a block begins as the identity
+        return jnp.zeros_like(value)  # as CLIP's code does
     if name.endswith("layer_scale"):
         return jnp.full_like(value, 0.1)  # ConvNeXt's 1e-6 is for deep networks and long trainings
     return value
@@ -210,7 +210,7 @@ def make_clip_step(
 ) -> jax.stages.Wrapped:
     """Return the jitted step ``(state, batch) -> (state, metrics)`` for a mesh.
 
-    The batch is cut up over the devices; negatives come from all of it. The given state is used up. A step whose loss
+    The batch is sharded over the devices; negatives come from all of it. The given state is used up. A step whose loss
     or gradient is not finite changes no parameter. ``more_texts`` are what regions are compared with besides.
     """
 

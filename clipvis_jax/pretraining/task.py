@@ -276,7 +276,7 @@ class ClipTask:
         return self._flops
 
     def evaluate(self, state: TrainState, folder: Path) -> dict[str, float]:
-        """Compute how well CLIP names objects out of all 360 classes, with true masks and on crops, 0..1."""
+        """Compute how well CLIP names objects out of all 360 classes, with oracle masks and on crops, 0..1."""
         del folder  # there is nothing to keep but the numbers
         config = self._experiment.evaluation
         shapes = dataclasses.replace(self._experiment.data.shapes, split=config.split)

@@ -1,4 +1,4 @@
-"""How well CLIP alone names objects: with true masks, pooled as CLIP-VIS pools, and on crops."""
+"""How well CLIP alone names objects: with oracle masks, pooled as CLIP-VIS pools, and on crops."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -54,7 +54,7 @@ def zero_shot_accuracy(
 
     Returns:
         Shares from 0 to 1 by name: ``masks/all`` and ``crops/all``, and the same for each group. With masks, CLIP's
-        dense feature is pooled over the true mask at stride 32. ``masks/empty`` is the share of objects so thin that
+        dense feature is pooled over the oracle mask at stride 32. ``masks/empty`` is the share of objects so thin that
         their mask has no pixel there; they count as wrong. Crops are squares around objects, at half the size.
     """
     name_masks = jax.jit(functools.partial(_name_masks, model))

@@ -97,7 +97,7 @@ class ClipVisExperiment:
         data: What batches are made of.
         step: How a step is computed.
         optimizer: How parameters are changed, and for how many steps.
-        fsdp: Over how many devices parameters and optimiser state are cut up; 1 keeps a copy on each.
+        fsdp: Over how many devices parameters and optimiser state are sharded; 1 keeps a copy on each.
         seed: Decides the initial decoders, the order of examples, augmentation and all points of the losses.
         evaluation: What scores are computed on.
         loop: When to log, save, evaluate and draw.
@@ -322,7 +322,7 @@ class ClipVisTask:
         return tuple(array[0] for array in arrays)
 
     def _fetch(self, params: Variables) -> Variables:
-        """Bring parameters to the host, from all processes if they are cut up over them."""
+        """Bring parameters to the host, from all processes if they are sharded over them."""
         if jax.process_count() > 1:
             return multihost_utils.process_allgather(params, tiled=True)
         return jax.device_get(params)

@@ -209,11 +209,11 @@ def test_the_host_does_not_match_for_several_cpu_devices_of_a_process():
         check_matcher("host", mesh("cpu", processes=2))
 
 
-def test_parameters_are_cut_up_over_fsdp():
+def test_parameters_are_sharded_over_fsdp():
     model, _, params = tiny_model("rn")
     mesh = make_mesh(8)
     state = init_state(model, make_optimizer(OptimizerConfig()), mesh, seed=0)
     bytes_here = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
     assert bytes_here < 0.2 * sum(x.nbytes for x in jax.tree.leaves(state))
-    with pytest.raises(InputError, match=r"fsdp 7: .* cannot be cut into 7 parts"):
+    with pytest.raises(InputError, match=r"fsdp 7: .* cannot be sharded over 7 devices"):
         parameter_shardings(make_mesh(7, jax.devices()[:7]), params)
