@@ -84,8 +84,8 @@ def write_files(folder):
             )
     categories = [{"id": i, "name": f"class {i}", "partition": i % 4} for i in range(1, NUM_CLASSES + 1)]
     ground_truth = {"videos": videos, "categories": categories, "annotations": annotations}
-    (folder / "ground_truth.json").write_text(json.dumps(ground_truth))
-    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "ground_truth.json").write_text(json.dumps(ground_truth), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 def measure(folder, name):

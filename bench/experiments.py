@@ -26,7 +26,7 @@ from clipvis_jax import bundled
 from clipvis_jax.cli import main as clipvis
 from clipvis_jax.data.catalog import DRAWN
 from clipvis_jax.errors import InputError
-from clipvis_jax.io.files import atomic_path, prepare_output_dir
+from clipvis_jax.io.files import atomic_path, prepare_output_dir, write_text
 from clipvis_jax.text.vocabulary import PROMPT_TEMPLATES
 from clipvis_jax.weights.model_folder import hash_variables, load_model
 
@@ -153,9 +153,9 @@ def read_scores(run):
     """Read what the commands for one model have written."""
     metrics, ablations = {}, {}
     for dataset in DATASETS:
-        metrics[dataset] = json.loads((run.folder(dataset) / "metrics.json").read_text())
+        metrics[dataset] = json.loads((run.folder(dataset) / "metrics.json").read_bytes())
     for dataset in ABLATED:
-        with (run.folder(f"ablation_{dataset}") / "ablation.csv").open(newline="") as file:
+        with (run.folder(f"ablation_{dataset}") / "ablation.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         ablations[dataset] = {
             (row["table"], row["setting"]): {name: float(row[name]) if row[name] else None for name in COLUMNS}
@@ -360,8 +360,7 @@ def write_document(path, models):
     plot = plot_folder(path) / f"{path.stem}.svg"
     plot_curves(plot, models)
     text = replace_between_marks(read_document(path), write_tables(models, plot.name), path)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
     print(f"\nwrote {path} and {plot}")
 
 

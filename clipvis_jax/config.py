@@ -6,7 +6,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.pretraining.task import ClipExperiment
 from clipvis_jax.training.task import ClipVisExperiment
 
@@ -25,8 +25,7 @@ def load_config(path: Path) -> Experiment:
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:  # it may do anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{path}: fails ({reason})") from error
+        raise InputError(f"{path}: fails ({first_line(error)})") from error
     if not isinstance(config, Experiment):
         raise InputError(f"{path}: does not define 'config' as an experiment; see configs/lvis_r50.py for an example")
     return config

@@ -7,3 +7,8 @@ class InputError(ValueError):
     The message is one line that names the file, field or option and says what to do. The command line prints it
     without a traceback and exits with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's kind and the first line of what it says, at most 200 characters: libraries may say pages."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -20,7 +20,7 @@ def read_truth(content):
     videos = [{"file_names": ["x.jpg"] * video.get("length", 0)} | video for video in content["videos"]]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "truth.json")
-        path.write_text(json.dumps(content | {"videos": videos}))
+        path.write_text(json.dumps(content | {"videos": videos}), encoding="utf-8")
         return ground_truth_from(RawDataset(path, path.parent, name="ground truth"), may_be_empty=True)
 
 

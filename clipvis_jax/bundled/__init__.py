@@ -28,7 +28,7 @@ def check_files(folder: Path = _FOLDER) -> None:
     remedy = "install clipvis-jax again (in a checkout: git checkout -- clipvis_jax/bundled)"
     sums = folder / _SUMS
     try:
-        lines = [line.split(maxsplit=1) for line in sums.read_text().splitlines()]
+        lines = [line.split(maxsplit=1) for line in sums.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise InputError(f"{sums}: {_why_unreadable(error)}; {remedy}") from error
     except UnicodeDecodeError as error:

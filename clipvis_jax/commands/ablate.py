@@ -72,7 +72,7 @@ class Ablate:
             from clipvis_jax.inference.dataset_run import RunFolder
             from clipvis_jax.inference.loading import enable_compilation_cache, load
             from clipvis_jax.inference.segmenter import InferenceConfig
-            from clipvis_jax.io.files import atomic_path, prepare_output_dir
+            from clipvis_jax.io.files import prepare_output_dir, write_text
             from clipvis_jax.weights.model_folder import hash_variables
 
             settings = paper_settings(self.k, self.t)
@@ -119,8 +119,7 @@ class Ablate:
         )
         texts = {"ablation.md": head + markdown_tables(rows), "ablation.csv": csv_table(rows)}
         for name, text in texts.items():
-            with atomic_path(self.out / name) as temporary:
-                temporary.write_text(text)
+            write_text(self.out / name, text)
         for table in ("K", "T"):
             plot_table(self.out / f"{table}.svg", rows, table)
         print(texts["ablation.md"])

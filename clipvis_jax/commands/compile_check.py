@@ -61,7 +61,7 @@ class CompileCheck:
         from clipvis_jax.commands.provenance import versions
         from clipvis_jax.compilation.check import check_compilation
         from clipvis_jax.config import config_to_json
-        from clipvis_jax.io.files import atomic_path
+        from clipvis_jax.io.files import write_text
         from clipvis_jax.training.task import ClipVisExperiment
 
         if not isinstance(self.experiment, ClipVisExperiment):
@@ -75,8 +75,7 @@ class CompileCheck:
                 "config": config_to_json(self.experiment),
                 "versions": versions(),
             }
-            with atomic_path(self.options.json) as temporary:
-                temporary.write_text(json.dumps(content, indent=2) + "\n")
+            write_text(self.options.json, json.dumps(content, indent=2) + "\n")
         if not report.memory.fits:
             raise InputError(f"{self.path.name}: does not fit into {report.chip} on {report.topology}; {_ADVICE}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -153,8 +153,9 @@ def read_config(path: Path) -> "ClipVisConfig | None":
             for init in (ClipVis(config).init_clip, ClipVis(config).init_decoders):
                 jax.eval_shape(init, jax.random.key(0))
     except Exception as error:  # whatever wrong names, types and numbers lead to
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise InputError(f"{path}: its {CONFIG_KEY} is damaged ({reason}); export the model again") from error
+        raise InputError(
+            f"{path}: its {CONFIG_KEY} is damaged ({first_line(error)}); export the model again"
+        ) from error
     if is_newer:
         raise InputError(
             f"{path}: its {CONFIG_KEY} has format_version {version}, newer than this program; update clipvis-jax"

@@ -269,7 +269,7 @@ class Evaluate:
         from clipvis_jax.evaluation.published import published_rows
         from clipvis_jax.evaluation.report import write_report
         from clipvis_jax.evaluation.summary import print_summary, summarize, summary_to_json
-        from clipvis_jax.io.files import atomic_path
+        from clipvis_jax.io.files import write_text
 
         protocols, groups = scoring_rules(dataset, self.protocol)
         summary = summarize(ground_truth, results, protocols, groups=groups, show_progress=True)
@@ -279,8 +279,7 @@ class Evaluate:
         if self.burst_official:
             burst = content["burst_official"] = self._burst_official(dataset, results, ground_truth.videos)
         metrics_file = self.out / "metrics.json"
-        with atomic_path(metrics_file) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_text(metrics_file, json.dumps(content, indent=2) + "\n")
         written = [metrics_file]
         if self.report:
             written.append(self.out / "report.html")

@@ -192,7 +192,7 @@ def _program_text(compiled: jax.stages.Compiled, dump: Path) -> str:
         if (text := compiled.as_text()) is not None:
             return text
     (note,) = dump.glob("*.after_optimizations.txt")
-    return note.read_text()
+    return note.read_text(encoding="utf-8")
 
 
 def model_of(experiment: ClipVisExperiment) -> ClipVis:

@@ -15,7 +15,7 @@ from clipvis_jax.data.records import Dataset, VideoRecord
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.results import VideoResult
 from clipvis_jax.inference.segmenter import VIDEO_TOP_K, Segmenter
-from clipvis_jax.io.files import atomic_path, prepare_output_dir
+from clipvis_jax.io.files import atomic_path, prepare_output_dir, write_text
 
 
 class DatasetFrames:
@@ -54,7 +54,7 @@ class RunFolder:
         fingerprint = json.loads(json.dumps(fingerprint))
         if note.exists():
             try:
-                other = json.loads(note.read_text())
+                other = json.loads(note.read_bytes())
             except (OSError, ValueError) as error:
                 raise InputError(f"{note}: damaged ({error}); choose another --out or delete the folder") from error
             if different := sorted(
@@ -65,8 +65,7 @@ class RunFolder:
                     "delete the folder"
                 )
         else:
-            with atomic_path(note) as temporary:
-                temporary.write_text(json.dumps(fingerprint, indent=2) + "\n")
+            write_text(note, json.dumps(fingerprint, indent=2) + "\n")
 
     def has(self, index: int) -> bool:
         """Tell whether a video is finished."""
@@ -74,8 +73,7 @@ class RunFolder:
 
     def write(self, index: int, records: list[dict[str, Any]]) -> None:
         """Keep the results of a video, in YouTube-VIS format."""
-        with atomic_path(self._path(index)) as temporary:
-            temporary.write_text(json.dumps(records))
+        write_text(self._path(index), json.dumps(records))
 
     def read(self, index: int) -> list[dict[str, Any]]:
         """Return the results of a video.
@@ -85,7 +83,7 @@ class RunFolder:
         """
         path = self._path(index)
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: damaged ({error}); delete it and run the same command again") from error
 

@@ -64,6 +64,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, as UTF-8, whole or not at all.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def prepare_output_dir(path: str | Path) -> Path:
     """Create a folder for outputs, with its parents, and make sure that files can be written there.
 

@@ -23,8 +23,8 @@ from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from clipvis_jax.distributed import largest_of_all
-from clipvis_jax.errors import InputError
-from clipvis_jax.io.files import atomic_path, output_error
+from clipvis_jax.errors import InputError, first_line
+from clipvis_jax.io.files import output_error, write_text
 
 _STATE = "state"
 _SCORES = "scores.json"
@@ -169,8 +169,7 @@ class TrainingCheckpoints:
 
     def _write_scores(self) -> None:
         if jax.process_index() == 0:
-            with atomic_path(self.folder / _SCORES) as temporary:
-                temporary.write_text(json.dumps(self._scores) + "\n")
+            write_text(self.folder / _SCORES, json.dumps(self._scores) + "\n")
 
     def newest(self) -> int | None:
         """Return the newest step that any process knows a checkpoint of; all processes have to ask."""
@@ -203,7 +202,7 @@ class TrainingCheckpoints:
             below = number
         if below < sys.maxsize:
             raise InputError(
-                f"{self.folder}: no checkpoint is whole; try again if the disk was at fault, or take another --workdir"
+                f"{self.folder}: no checkpoint is whole; try again if the disk was at fault, or take another folder"
             )
         return None
 
@@ -251,7 +250,7 @@ class TrainingCheckpoints:
             verdict, message = _Verdict.UNUSABLE, str(error)
         except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
             # Only words are kept: the exception would hold on to the arrays, and the next checkpoint needs their place.
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            reason = first_line(error)
             if _is_out_of_memory(error):
                 verdict = _Verdict.UNUSABLE
                 message = (
@@ -281,7 +280,7 @@ class TrainingCheckpoints:
         if different:
             raise InputError(
                 f"{self.folder / str(step)}: is a checkpoint of another model or optimizer; the first of "
-                f"{len(different)} differences: {'; '.join(different[:3])}; use its own config, or another --workdir"
+                f"{len(different)} differences: {'; '.join(different[:3])}; use its own config, or another folder"
             )
 
     def _set_aside_after(self, step: int) -> None:
@@ -310,8 +309,9 @@ class TrainingCheckpoints:
         self._checkpointer.reload()
 
     def _write_error(self, error: Exception) -> InputError:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        return InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); free some space and start again")
+        return InputError(
+            f"{self.folder}: a checkpoint cannot be written ({first_line(error)}); free some space and start again"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

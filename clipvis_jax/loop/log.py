@@ -19,7 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir
+from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir, write_text
 
 SCORE_PREFIX = "evaluation/"
 """What the names of scores begin with."""
@@ -162,13 +162,12 @@ def _forget_after(path: Path, step: int, *, is_scored: bool) -> None:
             records = read_log(path.parent)
         except OSError as error:
             raise output_error(path, error) from error
-        with atomic_path(path) as temporary:
-            kept = [
-                record
-                for record in records
-                if record["step"] < step or (record["step"] == step and (is_scored or not _has_scores(record)))
-            ]
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        kept = [
+            record
+            for record in records
+            if record["step"] < step or (record["step"] == step and (is_scored or not _has_scores(record)))
+        ]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _has_scores(record: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ import jax
 
 from clipvis_jax.distributed import largest_of_all
 from clipvis_jax.errors import InputError
-from clipvis_jax.io.files import atomic_path
+from clipvis_jax.io.files import write_text
 from clipvis_jax.io.folder_lock import locked_folder
 
 _FILE = "run.json"
@@ -33,7 +33,7 @@ def lock_folder(workdir: Path) -> Iterator[None]:
         problem = None
         if jax.process_index() == 0:
             try:
-                stack.enter_context(locked_folder(workdir, who="another run", option="--workdir"))
+                stack.enter_context(locked_folder(workdir, who="another run"))
             except InputError as error:
                 problem = error
         if largest_of_all(int(problem is not None)):
@@ -61,13 +61,13 @@ def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
     if not path.is_file():
         return []
     try:
-        earlier = json.loads(path.read_text())
+        earlier = json.loads(path.read_bytes())
         changed_before = set(earlier.pop(_CHANGED, ()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it to go on all the same") from error
     for name, what in _FIXED.items():
         if earlier.get(name) != description.get(name):
-            raise InputError(f"{folder}: is a run with another {what}; choose another --workdir or --resume")
+            raise InputError(f"{folder}: is a run with another {what}; choose another folder")
     # When to stop is no property of what is trained: to go on later, it has to change.
     changed = set(_differences(earlier, description)) - {"config.loop.stop_after"}
     if changed:
@@ -78,8 +78,7 @@ def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
 def write_note(folder: Path, description: Mapping[str, Any], changed: list[str]) -> dict[str, Any]:
     """Note what a run depends on, and what of it has changed since it began; returns the note."""
     note = dict(description) | ({_CHANGED: changed} if changed else {})
-    with atomic_path(folder / _FILE) as temporary:
-        temporary.write_text(json.dumps(note, indent=2) + "\n")
+    write_text(folder / _FILE, json.dumps(note, indent=2) + "\n")
     return note
 
 

@@ -20,7 +20,7 @@ import ftfy
 import numpy as np
 from jaxtyping import Int32
 
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import tokenizers
@@ -224,7 +224,7 @@ def _from_merges(merges: Sequence[tuple[str, str]], context_length: int, name: s
     try:
         tokenizer = CLIPTokenizer(vocab=vocabulary, merges=list(merges))
     except Exception as error:  # all that the tokenizers library raises
-        raise InputError(f"{name}: not merges of a CLIP tokenizer ({_first_line(error)})") from error
+        raise InputError(f"{name}: not merges of a CLIP tokenizer ({first_line(error)})") from error
     return _wrap(tokenizer, context_length, name)
 
 
@@ -240,7 +240,7 @@ def _load_folder(folder: Path, context_length: int | None, name: str) -> ClipTok
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a parser in another language, fed a broken file, raises all kinds
-        raise InputError(f"{name}: not a CLIP tokenizer ({_first_line(error)})") from error
+        raise InputError(f"{name}: not a CLIP tokenizer ({first_line(error)})") from error
     return _wrap(tokenizer, context_length, name)
 
 
@@ -307,7 +307,3 @@ def _word_splitter() -> "tokenizers.pre_tokenizers.Split":
     from tokenizers import Regex, pre_tokenizers  # noqa: PLC0415 (slow to import)
 
     return pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

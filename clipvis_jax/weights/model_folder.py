@@ -23,7 +23,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from clipvis_jax.distributed import common_random_name, wait_for_all
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.io.files import output_error
 from clipvis_jax.models.clip_convnext import ConvNextConfig
 from clipvis_jax.models.clip_resnet import ResNetConfig
@@ -156,7 +156,7 @@ def save_model(
                 # Orbax notes in it, and never reads, what the folder was called on the machine that wrote it.
                 (new / "variables" / "commit_success.txt").unlink(missing_ok=True)
                 tokenizer.save(new / "tokenizer")
-                (new / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+                (new / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
                 _move_into_place(new, folder, old=temporary / "old")
     except OSError as error:
         raise output_error(folder, error) from error
@@ -174,20 +174,20 @@ def load_model(folder: Path) -> ModelFolder:
         what = "not a model folder (no config.json)" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {what}; make a model folder with 'clipvis convert'")
     try:
-        description = json.loads(config_file.read_text())
+        description = json.loads(config_file.read_bytes())
         version = description["format_version"]
         if version <= FORMAT_VERSION:
             config = config_from_json(description["config"])
             shapes = _variable_shapes(config)
             text_hash, crc, source = (description[name] for name in ("text_hash", "checksum", "source"))
     except Exception as error:  # whatever wrong names, types and numbers lead to
-        raise InputError(f"{config_file}: damaged ({_first_line(error)}); convert the model again") from error
+        raise InputError(f"{config_file}: damaged ({first_line(error)}); convert the model again") from error
     if version > FORMAT_VERSION:
         raise InputError(f"{config_file}: format_version {version} is newer than this program; update clipvis-jax")
     try:
         variables = ocp.load((folder / "variables").absolute())  # it takes no other path
     except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
-        raise InputError(f"{folder / 'variables'}: damaged ({_first_line(error)}); convert the model again") from error
+        raise InputError(f"{folder / 'variables'}: damaged ({first_line(error)}); convert the model again") from error
     if jax.tree.map(np.shape, variables) != shapes:
         raise InputError(f"{folder}: the variables do not fit config.json; convert the model again")
     # Orbax does not notice when a value has changed.
@@ -273,7 +273,3 @@ def _save_variables(path: Path, variables: Variables) -> None:
         if match := re.search(r"os_error_code='(\d+)'", str(error)):
             raise OSError(int(match[1]), os.strerror(int(match[1]))) from error
         raise
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

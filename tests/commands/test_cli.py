@@ -270,7 +270,7 @@ def sizes_that_change(folder: Path) -> Path:
 
 
 def text_file(path: Path) -> Path:
-    path.write_text("not a video " * 100)
+    path.write_text("not a video " * 100, encoding="utf-8")
     return path
 
 
@@ -517,7 +517,7 @@ def test_ctrl_c_leaves_nothing(moment: str, home: Path, tmp_path: Path) -> None:
     if moment == "importing":
         # JAX is mapped into the process while it is being imported.
         maps = Path(f"/proc/{process.pid}/maps")
-        while "jaxlib" not in maps.read_text():
+        while "jaxlib" not in maps.read_text(encoding="utf-8"):
             assert process.poll() is None
     else:
         while not re.search(rf"{moment}: +[1-9]\d?%", shown):

@@ -204,7 +204,7 @@ def test_only_one_process_writes(tmp_path):
         """Another process prepares the same while frames are read."""
 
         def read_frame(self, index, frame):
-            with pytest.raises(InputError, match=r"another 'clipvis prepare' is at work there; wait .* another --out$"):
+            with pytest.raises(InputError, match=r"another preparation is at work there; wait .* another folder$"):
                 prepare(RawDataset(path, images), tmp_path / "out")
             return super().read_frame(index, frame)
 

@@ -1,11 +1,13 @@
+import ast
 import errno
+import re
 import resource
 from pathlib import Path
 
 import pytest
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir
+from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir, write_text
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -90,6 +92,37 @@ def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with no_space, atomic_path(tmp_path / "out.txt") as temporary:
         temporary.write_text("new")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_is_utf8_whatever_the_locale_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.txt"
+    monkeypatch.setattr("locale.getencoding", lambda: "latin-1")
+    write_text(path, "— 猫\n")
+    assert path.read_bytes() == "— 猫\n".encode()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert path.read_bytes() == "— 猫\n".encode()
+
+
+def without_encoding(call: ast.Call) -> bool:
+    if not isinstance(call.func, ast.Attribute) or any(keyword.arg == "encoding" for keyword in call.keywords):
+        return False
+    if call.func.attr == "open":
+        mode = call.args[0] if call.args else ast.Constant("r")
+        return isinstance(mode, ast.Constant) and re.fullmatch(r"[rwax]\+?", str(mode.value)) is not None
+    return call.func.attr in ("read_text", "write_text")
+
+
+def test_every_text_names_its_encoding() -> None:
+    """Ruff's rule (PLW1514) sees only paths whose type is plain."""
+    package = Path(__file__).parents[2] / "clipvis_jax"
+    assert without_encoding(ast.parse("(folder / name).write_text(text)", mode="eval").body)
+    assert [
+        f"{file.relative_to(package)}:{node.lineno}"
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(node, ast.Call) and without_encoding(node)
+    ] == []
 
 
 def test_an_error_of_another_file_passes_unchanged(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         InputError: It cannot be read.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
     if not isinstance(content, dict):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -33,7 +32,7 @@ from clipvis_jax.data.prepared.layout import (
 from clipvis_jax.data.prepared.record_text import category_to_json
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.errors import InputError
-from clipvis_jax.io.files import output_error
+from clipvis_jax.io.files import atomic_path, output_error
 from clipvis_jax.io.folder_lock import locked_folder
 
 _SHARD_BYTES = 2**28
@@ -104,7 +103,7 @@ def _locked(folder: epath.Path) -> AbstractContextManager[None]:
     if is_remote(folder):
         return nullcontext()
     # Beside the folder, which may be removed and holds nothing but the data set.
-    return locked_folder(Path(folder.parent), who="another 'clipvis prepare'", option="--out")
+    return locked_folder(Path(folder.parent), who="another preparation")
 
 
 def _is_finished(folder: epath.Path, fingerprint: dict[str, Any]) -> bool:
@@ -114,7 +113,7 @@ def _is_finished(folder: epath.Path, fingerprint: dict[str, Any]) -> bool:
     for name in ("format_version", "digest"):
         if metadata.get(name) != fingerprint[name]:
             raise InputError(
-                f"{folder}: was prepared from other annotations (its {name} differs); remove it or choose another --out"
+                f"{folder}: was prepared from other annotations (its {name} differs); remove it or choose another place"
             )
     return True
 
@@ -196,7 +195,7 @@ def _write(call: Callable[..., None], path: epath.Path, *arguments: bytes) -> No
         call(*arguments)
     except RuntimeError as error:  # all that the library raises, whatever the reason
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be written ({reason}); free some space or choose another --out") from error
+        raise InputError(f"{path}: cannot be written ({reason}); free some space or choose another folder") from error
 
 
 def _write_metadata(
@@ -248,22 +247,18 @@ def _remove_leftovers(folder: epath.Path) -> None:
 @contextmanager
 def _local_file(path: epath.Path) -> Iterator[Path]:
     """Give a temporary path on this machine that becomes `path` when the block ends well."""
-    remote = is_remote(path)
-    directory = Path(tempfile.gettempdir()) if remote else Path(path.parent)
-    local = directory / f".clipvis-{os.getpid()}-{path.name}"
-    try:
+    if not is_remote(path):
+        with atomic_path(Path(path)) as local:
+            yield local
+        return
+    # An object store takes whole files only, so a copy there needs no temporary name.
+    with tempfile.TemporaryDirectory(prefix="clipvis-") as folder:
+        local = Path(folder, path.name)
         yield local
-        with local.open("rb") as file:
-            os.fsync(file.fileno())
-        if remote:
-            epath.Path(local).copy(path, overwrite=True)
-        else:
-            local.replace(Path(path))
-    finally:
-        local.unlink(missing_ok=True)
+        epath.Path(local).copy(path, overwrite=True)
 
 
 def _write_whole(path: epath.Path, content: dict[str, Any]) -> None:
     """Write a small file so that nobody finds half of it."""
     with _local_file(path) as local:
-        local.write_text(json.dumps(content))
+        local.write_text(json.dumps(content), encoding="utf-8")

@@ -14,7 +14,7 @@ from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.data.shapes.dataset import ShapesDataset
 from clipvis_jax.data.shapes.splits import SPLITS, WORLD_VERSION, ShapesConfig
 from clipvis_jax.errors import InputError
-from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir
+from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir, write_text
 
 ANNOTATIONS, IMAGES = "annotations.json", "JPEGImages"
 _SETTINGS = "shapes.json"
@@ -141,8 +141,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         return
     if any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no Shapes videos; choose another folder")
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 def _write_frames(images: Path, dataset: ShapesDataset, index: int, record: VideoRecord) -> None:

@@ -19,7 +19,7 @@ from clipvis_jax.evaluation.report.markup import Markup, element, join
 from clipvis_jax.evaluation.report.scores import headline_table, weakness
 from clipvis_jax.evaluation.report.videos import video_cards
 from clipvis_jax.evaluation.video_ap import VideoMetrics
-from clipvis_jax.io.files import atomic_path
+from clipvis_jax.io.files import write_text
 
 _PROVENANCE = ("command", "date", "dataset", "model", "config", "seed", "results", "device", "versions")
 """Fields of metrics.json that say how the scores came about, in the order in which they are shown."""
@@ -86,8 +86,7 @@ def write_report(
         [element("section", element("h2", title), content) for title, content in sections.items()],
     )
     page = _page(_title(metrics), body)
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def _curves(metrics: VideoMetrics, groups: Mapping[str, Collection[int]]) -> Markup:
