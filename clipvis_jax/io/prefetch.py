@@ -12,7 +12,8 @@ def prefetch(items: Iterable[_ITEM], depth: int) -> Generator[_ITEM, None, None]
     """Produce up to `depth` items (at least 1) ahead in a background thread.
 
     An exception in `items` is raised here, after the items before it. When this iterator is closed or
-    dropped, the thread stops after the item that it is working on; no thread is left behind.
+    dropped, the thread ends after the item that it is working on. Closing waits for that, but half a second at most:
+    a camera or a network share may never give its next item. Such a thread keeps no program from ending.
     """
     if depth < 1:
         raise ValueError(f"depth {depth}: must be 1 or more")
@@ -33,7 +34,7 @@ def prefetch(items: Iterable[_ITEM], depth: int) -> Generator[_ITEM, None, None]
             end = error
         produced.put(end)
 
-    # A daemon: an iterator that is still referenced when the interpreter exits must not keep it alive.
+    # A daemon: neither an iterator that is still referenced nor a source that blocks may keep the interpreter alive.
     thread = Thread(target=produce, name="prefetch", daemon=True)
     thread.start()
     try:
@@ -45,5 +46,4 @@ def prefetch(items: Iterable[_ITEM], depth: int) -> Generator[_ITEM, None, None]
     finally:
         stop.set()
         free_slots.release()
-        # Not for ever: a camera or a network share may never give its next frame.
-        thread.join(timeout=5)
+        thread.join(timeout=0.5)

@@ -1,6 +1,7 @@
 """The Shapes world: the same from the same seeds, true to its ground truth, and strict about what training may see."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import itertools
@@ -9,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -520,6 +522,71 @@ def test_writing_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert [path.name for path in (stopped / "JPEGImages").glob("[0-9]*")] == ["000000"]
     write_ytvis(SMALL, stopped, count=3)
     assert snapshot(stopped) == snapshot(whole)
+
+
+def test_two_at_once_leave_one_whole_set(tmp_path, monkeypatch):
+    read_frame, refused = ShapesDataset.read_frame, []
+
+    def meanwhile(self, index, frame):
+        with pytest.raises(InputError, match=r"out: another process that writes Shapes videos is at work there; wait"):
+            write_ytvis(SMALL, tmp_path / "out", count=2)
+        refused.append(frame)
+        return read_frame(self, index, frame)
+
+    write_ytvis(SMALL, tmp_path / "whole", count=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(ShapesDataset, "read_frame", meanwhile)
+        write_ytvis(SMALL, tmp_path / "out", count=2)
+    assert len(refused) == 2 * SMALL.frames
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+
+
+def test_a_full_disk_leaves_no_half_video(tmp_path, monkeypatch):
+    """File systems that write later say so when a file is synced, and not before."""
+    synced = iter(range(SMALL.frames + 3))
+
+    def fsync(_):
+        if next(synced, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fsync)
+        with pytest.raises(InputError, match=r"out: cannot be written \(No space left on device\); free some space"):
+            write_ytvis(SMALL, tmp_path / "out", count=2)
+    assert [path.name for path in (tmp_path / "out" / "JPEGImages").glob("[0-9]*")] == ["000000"]
+    write_ytvis(SMALL, tmp_path / "out", count=2)
+    write_ytvis(SMALL, tmp_path / "whole", count=2)
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+
+
+def test_a_video_that_lost_frames_is_written_anew(tmp_path):
+    write_ytvis(SMALL, tmp_path, count=3)
+    whole, images = snapshot(tmp_path), tmp_path / "JPEGImages"
+    (images / "000000" / "00001.jpg").unlink()
+    (images / "000001" / "00000.jpg").write_bytes(b"")
+    write_ytvis(SMALL, tmp_path, count=3)
+    assert snapshot(tmp_path) == whole
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_what_the_next_one_finishes(tmp_path):
+    script = (
+        "import sys; from clipvis_jax.data.shapes.splits import ShapesConfig;"
+        "from clipvis_jax.data.shapes.writing import write_ytvis;"
+        "write_ytvis(ShapesConfig(split='val', size=64, frames=20), sys.argv[1], count=30)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], cwd=Path(__file__).parents[2])
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "out").glob("JPEGImages/[0-9]*"))) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out" / "annotations.json").exists()
+    for name in ("out", "whole"):
+        write_ytvis(ShapesConfig(split="val", size=64, frames=20), tmp_path / name, count=30)
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
 
 def test_more_videos_are_added(tmp_path):

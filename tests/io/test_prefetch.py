@@ -84,6 +84,29 @@ def test_prefetch_stops_with_its_consumer(depth: int) -> None:
     assert prefetch_threads() == []
 
 
+def test_prefetch_does_not_wait_for_a_source_that_blocks() -> None:
+    next_frame, closed = threading.Event(), threading.Event()
+
+    def camera() -> Iterator[int]:
+        try:
+            yield 0
+            next_frame.wait()
+            yield 1
+        finally:
+            closed.set()
+
+    iterator = prefetch(camera(), 2)
+    assert next(iterator) == 0
+    start = time.monotonic()
+    iterator.close()
+    assert time.monotonic() - start < 2
+    (thread,) = prefetch_threads()
+    assert thread.daemon
+    next_frame.set()
+    wait_until(lambda: not prefetch_threads())
+    assert closed.is_set()
+
+
 def test_prefetch_needs_room() -> None:
     with pytest.raises(ValueError, match="depth 0"):
         list(prefetch([1], 0))

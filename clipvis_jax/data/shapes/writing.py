@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from clipvis_jax.data.shapes.dataset import ShapesDataset
 from clipvis_jax.data.shapes.splits import SPLITS, WORLD_VERSION, ShapesConfig
 from clipvis_jax.errors import InputError
 from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir, write_text
+from clipvis_jax.io.folder_lock import LOCK, locked_folder
 
 ANNOTATIONS, IMAGES = "annotations.json", "JPEGImages"
 _SETTINGS = "shapes.json"
@@ -31,8 +33,9 @@ def write_ytvis(
 ) -> Path:
     """Write videos as JPEGImages/VIDEO/FRAME.jpg and annotations.json (YouTube-VIS, with LV-VIS's ``partition``).
 
-    A video's folder appears when it is complete, annotations.json at the very end. Called again with the same
-    settings it goes on where it was stopped, or adds videos if ``count`` has grown.
+    A video's folder appears when it is complete and on disk, annotations.json at the very end. Called again with the
+    same settings it goes on where it was stopped, or adds videos if ``count`` has grown; a video whose folder lacks
+    frames is written anew.
 
     Args:
         config: Which world, split, size and length.
@@ -45,23 +48,27 @@ def write_ytvis(
         The path of annotations.json.
 
     Raises:
-        InputError: The split has no masks or not so many videos, the folder holds something else, or it cannot be
-            written.
+        InputError: The split has no masks or not so many videos, the folder holds something else, another process is
+            writing there, or it cannot be written.
     """
     dataset = ShapesDataset(config, count, first)
     folder = prepare_output_dir(out)
-    _claim(folder, {"version": WORLD_VERSION, **dataclasses.asdict(config), "first": first})
-    records = []
-    try:
-        for index in tqdm(range(len(dataset)), desc="videos", unit="video", disable=not show_progress):
-            record = dataset[index]
-            _write_frames(folder / IMAGES, dataset, index, record)
-            records.append(record)
-    except OSError as error:
-        raise output_error(folder, error) from error
-    target = folder / ANNOTATIONS
-    with atomic_path(target) as path, path.open("w", encoding="utf-8") as file:
-        json.dump(ytvis_annotations(dataset, records), file)
+    settings = {"version": WORLD_VERSION, **dataclasses.asdict(config), "first": first}
+    _check(folder, settings)  # before the lock, which would leave its file in somebody's folder
+    with locked_folder(folder, who="another process that writes Shapes videos"):
+        _check(folder, settings)
+        write_text(folder / _SETTINGS, json.dumps(settings, indent=2) + "\n")
+        records = []
+        try:
+            for index in tqdm(range(len(dataset)), desc="videos", unit="video", disable=not show_progress):
+                record = dataset[index]
+                _write_frames(folder / IMAGES, dataset, index, record)
+                records.append(record)
+        except OSError as error:
+            raise output_error(folder, error) from error
+        target = folder / ANNOTATIONS
+        with atomic_path(target) as path, path.open("w", encoding="utf-8") as file:
+            json.dump(ytvis_annotations(dataset, records), file)
     return target
 
 
@@ -132,27 +139,30 @@ def _annotations(record: VideoRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Note in a new folder what is written there, and see to it that an older one holds the same."""
+def _check(folder: Path, settings: dict[str, Any]) -> None:
+    """See to it that a folder is empty, or holds videos of the same settings."""
     path = folder / _SETTINGS
     if path.exists():
         if load_json(path) != settings:
             raise InputError(f"{folder}: holds Shapes videos of other settings (see {path}); choose another folder")
-        return
-    if any(folder.iterdir()):
+    elif any(entry.name != LOCK for entry in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no Shapes videos; choose another folder")
-    write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 def _write_frames(images: Path, dataset: ShapesDataset, index: int, record: VideoRecord) -> None:
-    """Write the frames of one video, if they are not there yet: all of them, or none."""
+    """Write the frames of one video, if they are not there yet: all of them, or none. The folder has to be locked."""
     target = images / Path(record.file_names[0]).parent
-    if target.exists():
+    names = [Path(name).name for name in record.file_names]
+    if all((target / name).is_file() and (target / name).stat().st_size for name in names):
         return
     unfinished = images / f".{target.name}"
-    if unfinished.exists():
-        shutil.rmtree(unfinished)  # of a run that was killed
+    for folder in (target, unfinished):
+        if folder.exists():
+            shutil.rmtree(folder)  # what a killed process or a full disk left
     unfinished.mkdir(parents=True)
-    for frame, name in enumerate(record.file_names):
-        (unfinished / Path(name).name).write_bytes(dataset.read_frame(index, frame))
+    for frame, name in enumerate(names):
+        with (unfinished / name).open("wb") as file:
+            file.write(dataset.read_frame(index, frame))
+            file.flush()
+            os.fsync(file.fileno())  # some file systems find out only now that they are full
     unfinished.rename(target)
