@@ -1,42 +1,50 @@
 """The command line, ``clipvis``: finds the command, and says in one line what went wrong."""
 
+import importlib
 import logging
 import sys
 import warnings
 from _thread import interrupt_main
 from collections.abc import Sequence
 from threading import Timer
-from typing import Annotated
+from typing import Any, NamedTuple
 
-import tyro
-
-from clipvis_jax.commands.ablate import Ablate
-from clipvis_jax.commands.compile_check import CompileCheck, parse_compile_check
-from clipvis_jax.commands.convert import Convert
-from clipvis_jax.commands.demo import Demo
-from clipvis_jax.commands.evaluate import Evaluate
-from clipvis_jax.commands.export import Export
-from clipvis_jax.commands.interrupt import GOES_ON, STOPPED, remembering_ctrl_c
-from clipvis_jax.commands.predict import Predict
-from clipvis_jax.commands.prepare import Prepare
-from clipvis_jax.commands.shapes import Shapes
-from clipvis_jax.commands.train import Train, parse_train
+from clipvis_jax.commands.interrupt import GOES_ON, STOPPED, remembering_ctrl_c, stopping_at_once
 from clipvis_jax.errors import InputError
 from clipvis_jax.version import __version__
 
-Command = (
-    Annotated[Predict, tyro.conf.subcommand("predict")]
-    | Annotated[Convert, tyro.conf.subcommand("convert")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Evaluate, tyro.conf.subcommand("eval")]
-    | Annotated[Ablate, tyro.conf.subcommand("ablate")]
-    | Annotated[Prepare, tyro.conf.subcommand("prepare")]
-    | Annotated[Shapes, tyro.conf.subcommand("shapes")]
-    | Annotated[Demo, tyro.conf.subcommand("demo")]
-)
 
-RESUMABLE = (Evaluate, Ablate, Prepare, Shapes, Train)
-"""Commands that keep what is finished when they are stopped."""
+class Command(NamedTuple):
+    """Where a command is, and what it is for.
+
+    Attributes:
+        module: Its module in ``commands``, imported only when the command runs, since most take seconds.
+        name: Its class there: a dataclass of options with a method ``run``. A class method ``parse`` takes the place
+            of the usual parsing.
+        summary: The first sentence of its help.
+        is_resumable: Whether it keeps what is finished when it is stopped.
+    """
+
+    module: str
+    name: str
+    summary: str
+    is_resumable: bool = False
+
+
+COMMANDS = {
+    "predict": Command(
+        "predict", "Predict", "Segment, track and name every instance of a video, a folder of frames or an image."
+    ),
+    "convert": Command("convert", "Convert", "Make a model folder from PyTorch weights."),
+    "export": Command("export", "Export", "Write a model folder as a PyTorch state dict, for the authors' code."),
+    "eval": Command("evaluate", "Evaluate", "Run a model over a data set and score it by its official metrics.", True),
+    "ablate": Command("ablate", "Ablate", "Switch the parts of the method one by one and score each setting.", True),
+    "train": Command("train", "Train", "Train the decoders under a frozen CLIP, or pretrain a CLIP.", True),
+    "compile-check": Command("compile_check", "CompileCheck", "Compile a training step for a TPU pod, without one."),
+    "prepare": Command("prepare", "Prepare", "Write a data set, images included, into a few large files.", True),
+    "shapes": Command("shapes", "Shapes", "Draw videos of the Shapes world, with full ground truth.", True),
+    "demo": Command("demo", "Demo", "Run the bundled model on the bundled clip."),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"clipvis {__version__}")
         return 0
-    command: Command | Train | CompileCheck | None = None
+    command = None
     with remembering_ctrl_c() as ctrl_c:
         try:
             command = parse_command(arguments)
@@ -59,34 +67,48 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.run()
         except (Exception, KeyboardInterrupt) as error:
             if ctrl_c.pressed or isinstance(error, KeyboardInterrupt):
-                print(GOES_ON if isinstance(command, RESUMABLE) else STOPPED, file=sys.stderr)
+                goes_on = command is not None and COMMANDS[arguments[0]].is_resumable
+                print(GOES_ON if goes_on else STOPPED, file=sys.stderr)
                 return 130
             if isinstance(error, InputError):
-                print(f"clipvis: error: {error}", file=sys.stderr)
+                from clipvis_jax.commands.options import name_option  # noqa: PLC0415 (help needs no parser)
+
+                print(f"clipvis: error: {name_option(str(error), arguments)}", file=sys.stderr)
                 return 2
             raise
     return 0
 
 
-def parse_command(arguments: Sequence[str]) -> Command | Train | CompileCheck:
+def parse_command(arguments: Sequence[str]) -> Any:
     """Find the command and its options.
 
     Raises:
+        InputError: There is no such command, or an option is out of range.
         SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
     """
-    if arguments[:1] == ["train"]:
-        return parse_train(arguments[1:])
-    if arguments[:1] == ["compile-check"]:
-        return parse_compile_check(arguments[1:])
-    return tyro.cli(
-        Command,
-        prog="clipvis",
-        description="Open-vocabulary video instance segmentation.\n\n"
-        "'clipvis COMMAND --help' lists a command's options; 'clipvis train' trains and 'clipvis "
-        "compile-check' compiles a training for TPUs (their options depend on a configuration: 'clipvis train CONFIG "
-        "--help'); 'clipvis --version' tells the version.",
-        args=list(arguments),
-        config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview(), file=sys.stdout if arguments else sys.stderr)
+        raise SystemExit(0 if arguments else 2)
+    name, *options = arguments
+    if name not in COMMANDS:
+        raise InputError(f"{name}: is no command; give one of {', '.join(COMMANDS)}")
+    with stopping_at_once():
+        from clipvis_jax.commands.options import parse_options  # noqa: PLC0415 (help needs no parser)
+
+        module = importlib.import_module(f"clipvis_jax.commands.{COMMANDS[name].module}")
+    command = getattr(module, COMMANDS[name].name)
+    if hasattr(command, "parse"):
+        return command.parse(options)
+    return parse_options(command, options, prog=f"clipvis {name}")
+
+
+def _overview() -> str:
+    """Name every command in a line."""
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: clipvis COMMAND [OPTIONS]\n\nOpen-vocabulary video instance segmentation.\n\n"
+        f"{lines}\n\n'clipvis COMMAND --help' lists a command's options, 'clipvis --version' tells the version."
     )
 
 

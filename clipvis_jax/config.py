@@ -14,16 +14,28 @@ Experiment = ClipVisExperiment | ClipExperiment
 """All kinds of experiments that can be trained."""
 
 
+_FOLDER = Path(__file__).parent / "configs"
+
+CONFIGS = tuple(sorted(file.stem for file in _FOLDER.glob("*.py")))
+"""The names of those that come with the package."""
+
+
 def load_config(path: Path) -> Experiment:
     """Run a configuration file and return its ``config``.
+
+    Args:
+        path: A file. Where there is none, ``lvis_r50`` and ``configs/lvis_r50.py`` mean the package's.
 
     Raises:
         InputError: There is no such file, it fails, or it defines no experiment.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a configuration such as configs/lvis_r50.py")
+    file = path
+    if not path.is_file() and str(path.parent) in (".", "configs") and path.stem in CONFIGS:
+        file = _FOLDER / f"{path.stem}.py"
+    if not file.is_file():
+        raise InputError(f"{path}: no such file; give your own configuration, or one of {', '.join(CONFIGS)}")
     try:
-        config = runpy.run_path(str(path)).get("config")
+        config = runpy.run_path(str(file)).get("config")
     except Exception as error:  # it may do anything
         raise InputError(f"{path}: fails ({first_line(error)})") from error
     if not isinstance(config, Experiment):

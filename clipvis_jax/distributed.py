@@ -34,19 +34,18 @@ class DistributedConfig:
         given = [value is not None for value in (self.coordinator, self.num_processes, self.process_id)]
         if any(given) != all(given):
             raise InputError(
-                "--distributed.coordinator, --distributed.num-processes and --distributed.process-id belong together; "
-                "give all three or none"
+                "distributed: coordinator, num_processes and process_id belong together; give all three or none"
             )
         if self.auto and any(given):
-            raise InputError("--distributed.auto finds the other processes itself; leave --distributed.coordinator out")
+            raise InputError("distributed.auto True: finds the other processes itself; leave coordinator out")
         if self.coordinator is not None and _address(self.coordinator) is None:
-            raise InputError(f"--distributed.coordinator {self.coordinator}: give HOST:PORT of process 0")
+            raise InputError(f"distributed.coordinator {self.coordinator}: give HOST:PORT of process 0")
         if self.num_processes is not None and self.process_id is not None:
             if self.num_processes < 1:
-                raise InputError(f"--distributed.num-processes {self.num_processes}: must be 1 or more")
+                raise InputError(f"distributed.num_processes {self.num_processes}: must be 1 or more")
             if not 0 <= self.process_id < self.num_processes:
                 raise InputError(
-                    f"--distributed.process-id {self.process_id}: must be between 0 and {self.num_processes - 1}"
+                    f"distributed.process_id {self.process_id}: must be between 0 and {self.num_processes - 1}"
                 )
 
 
@@ -66,8 +65,8 @@ def start_processes(config: DistributedConfig) -> None:
         jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        advice = "give --distributed.coordinator instead" if config.auto else "check --distributed.coordinator"
-        raise InputError(f"--distributed: the processes did not find each other ({reason}); {advice}") from error
+        advice = "give the coordinator instead" if config.auto else "check the coordinator"
+        raise InputError(f"distributed: the processes did not find each other ({reason}); {advice}") from error
 
 
 def _address(coordinator: str) -> tuple[str, int] | None:
@@ -95,7 +94,7 @@ def _find(coordinator: str) -> None:
             if time.monotonic() > end:
                 reason = error.strerror or error
                 raise InputError(
-                    f"--distributed.coordinator {coordinator}: process 0 does not answer there ({reason}); start it, "
+                    f"distributed.coordinator {coordinator}: process 0 does not answer there ({reason}); start it, "
                     "or check the address"
                 ) from error
         time.sleep(0.5)

@@ -1,4 +1,1 @@
-"""The commands of ``clipvis``: each a dataclass of its options with a method ``run``.
-
-Imports of anything large stand in the methods that need it, so that --help and bad options answer at once.
-"""
+"""The commands of ``clipvis``: each a dataclass of its options with a method ``run``, imported when it runs."""

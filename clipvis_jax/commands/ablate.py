@@ -12,11 +12,12 @@ from clipvis_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Ablate:
-    """Switch the parts of the method one by one and score each setting: the paper's ablations.
+    """Switch the parts of the method one by one and score each setting.
 
-    The network runs once; its predictions of every frame are kept in OUT/cache (about 1 MB per frame for a full-size
-    model). Matching mode, K, T, objectness and mask IoU weights and prompt templates are then switched without it.
-    Writes ablation.md, ablation.csv, K.svg and T.svg. A run that was stopped goes on where it was.
+    These are the paper's ablations. The network runs once; its predictions of every frame are kept in OUT/cache
+    (about 1 MB per frame for a full-size model). Matching mode, K, T, objectness and mask IoU weights and prompt
+    templates are then switched without it. Writes ablation.md, ablation.csv, K.svg and T.svg. A run that was
+    stopped goes on where it was.
 
     For example:
       clipvis ablate --model model --dataset lvvis_val --data-root data --out ablation

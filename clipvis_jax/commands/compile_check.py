@@ -4,21 +4,20 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Self
 
+import jax
 from tyro.conf import arg
 
+from clipvis_jax.commands.provenance import versions
 from clipvis_jax.commands.train import parse_with_config
+from clipvis_jax.compilation.check import CompileReport, check_compilation
+from clipvis_jax.config import Experiment, config_to_json
 from clipvis_jax.errors import InputError
+from clipvis_jax.io.files import write_text
+from clipvis_jax.training.task import ClipVisExperiment
 
-if TYPE_CHECKING:
-    from clipvis_jax.compilation.check import CompileReport
-    from clipvis_jax.config import Experiment
-
-USAGE = """usage: clipvis compile-check CONFIG --topology NAME [--json FILE] [OPTIONS]
-
-CONFIG is a file such as configs/lvis_r50.py; 'clipvis compile-check CONFIG --help' lists the options, with every
-setting of the configuration among them."""
+USAGE = "usage: clipvis compile-check CONFIG --topology NAME [--json FILE] [OPTIONS]"
 
 _ADVICE = "give more chips, a smaller --data.batch-size, --step.dtype bfloat16, or --step.remat layers or everything"
 
@@ -42,11 +41,21 @@ class CompileCheckOptions:
 
 @dataclasses.dataclass(frozen=True)
 class CompileCheck:
-    """A check: its configuration file, the chips, and what would be trained."""
+    """Compile a training step for a TPU pod, without one."""
 
     path: Path
     options: CompileCheckOptions
-    experiment: "Experiment"
+    experiment: Experiment
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Self:
+        """Read a configuration, and the options with its settings as defaults.
+
+        Raises:
+            InputError: The configuration or a setting cannot be used.
+            SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
+        """
+        return cls(*parse_with_config(arguments, CompileCheckOptions, USAGE, prog="clipvis compile-check"))
 
     def run(self) -> None:
         """Run ``clipvis compile-check``.
@@ -54,16 +63,8 @@ class CompileCheck:
         Raises:
             InputError: Topology or settings cannot be used, libtpu is missing, or the step does not fit into the chips.
         """
-        import jax
-
         # Before anything is computed: on a machine with a TPU, the TPU is left alone.
         jax.config.update("jax_platforms", "cpu")
-        from clipvis_jax.commands.provenance import versions
-        from clipvis_jax.compilation.check import check_compilation
-        from clipvis_jax.config import config_to_json
-        from clipvis_jax.io.files import write_text
-        from clipvis_jax.training.task import ClipVisExperiment
-
         if not isinstance(self.experiment, ClipVisExperiment):
             raise InputError(f"{self.path}: is no training of the decoders; give one such as configs/lvis_r50.py")
         report = check_compilation(self.experiment, self.options.topology)
@@ -80,17 +81,7 @@ class CompileCheck:
             raise InputError(f"{self.path.name}: does not fit into {report.chip} on {report.topology}; {_ADVICE}")
 
 
-def parse_compile_check(argv: Sequence[str]) -> CompileCheck:
-    """Read a configuration, and the options with its settings as defaults.
-
-    Raises:
-        InputError: The configuration cannot be used.
-        SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
-    """
-    return CompileCheck(*parse_with_config(argv, CompileCheckOptions, USAGE, prog="clipvis compile-check"))
-
-
-def format_report(report: "CompileReport") -> str:
+def format_report(report: CompileReport) -> str:
     """Write a report as a table."""
     memory = report.memory
     rows: list[tuple[str, Any]] = [
@@ -121,7 +112,7 @@ def format_report(report: "CompileReport") -> str:
     return "\n".join(f"{name:{width}}  {value}".rstrip() for name, value in rows)
 
 
-def _verdict(report: "CompileReport") -> str:
+def _verdict(report: CompileReport) -> str:
     memory = report.memory
     if memory.limit is None:
         return ""

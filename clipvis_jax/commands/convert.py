@@ -4,18 +4,22 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
+import jax
+import numpy as np
 from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError, first_line
+from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
+from clipvis_jax.text.tokenizer import load_tokenizer
 from clipvis_jax.version import __version__
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from clipvis_jax.models.clipvis import ClipVisConfig
+from clipvis_jax.weights.convert import from_state_dict, read_checkpoints
+from clipvis_jax.weights.model_folder import FORMAT_VERSION, check_target, config_from_json, save_model
+from clipvis_jax.weights.published_sizes import describe, infer_config
+from clipvis_jax.weights.state_dicts import file_sha256, read_metadata
+from clipvis_jax.weights.torch_names import CLIP_PREFIX
 
 CONFIG_KEY = "clipvis_config"
 """The name of the model's configuration in the metadata of an exported file."""
@@ -68,12 +72,6 @@ class Convert:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: must be between 0 and {2**32 - 1}")
         with stopping_at_once():
-            from clipvis_jax.text.tokenizer import load_tokenizer
-            from clipvis_jax.weights.convert import from_state_dict, read_checkpoints
-            from clipvis_jax.weights.model_folder import check_target, save_model
-            from clipvis_jax.weights.published_sizes import describe
-            from clipvis_jax.weights.state_dicts import file_sha256
-
             check_target(self.out, overwrite=self.overwrite)
             files = {"checkpoint": self.checkpoint, "clip": self.clip}
             state_dict = read_checkpoints(self.checkpoint, self.clip)
@@ -101,15 +99,12 @@ class Convert:
             print(f"the decoders are not trained: random values from seed {self.seed}")
         print(f"wrote {self.out}")
 
-    def _stored_config(self, state_dict: "Mapping[str, np.ndarray]") -> "ClipVisConfig | None":
+    def _stored_config(self, state_dict: Mapping[str, np.ndarray]) -> ClipVisConfig | None:
         """Read the configuration of an exported checkpoint, None without one; another CLIP has its own sizes.
 
         Raises:
             InputError: It cannot be read, or an option contradicts it.
         """
-        from clipvis_jax.weights.published_sizes import infer_config
-        from clipvis_jax.weights.torch_names import CLIP_PREFIX
-
         config = read_config(self.checkpoint) if self.checkpoint else None
         if config is None:
             return None
@@ -128,18 +123,12 @@ class Convert:
         return config
 
 
-def read_config(path: Path) -> "ClipVisConfig | None":
+def read_config(path: Path) -> ClipVisConfig | None:
     """Read the configuration that 'clipvis export' wrote into a file; None if there is none.
 
     Raises:
         InputError: It is damaged, or one of a newer version.
     """
-    import jax
-
-    from clipvis_jax.models.clipvis import ClipVis
-    from clipvis_jax.weights.model_folder import FORMAT_VERSION, config_from_json
-    from clipvis_jax.weights.state_dicts import read_metadata
-
     text = read_metadata(path).get(CONFIG_KEY)
     if text is None:
         return None

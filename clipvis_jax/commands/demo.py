@@ -1,20 +1,28 @@
 """``clipvis demo``."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+from rich.console import Console
+from rich.table import Table
 from tyro.conf import arg
 
+from clipvis_jax import bundled
+from clipvis_jax.commands import predict_outputs
 from clipvis_jax.commands.interrupt import stopping_at_once
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from clipvis_jax.data.records import Dataset
-    from clipvis_jax.evaluation.inputs import GroundTruth
-    from clipvis_jax.evaluation.outcomes import TrackOutcome
-    from clipvis_jax.inference.results import Track, VideoResult
+from clipvis_jax.data.catalog import open_dataset
+from clipvis_jax.data.records import Dataset
+from clipvis_jax.data.shapes.classes import PARTITIONS
+from clipvis_jax.evaluation import ground_truth_from, parse_results
+from clipvis_jax.evaluation.inputs import GroundTruth
+from clipvis_jax.evaluation.outcomes import TrackOutcome, track_outcomes
+from clipvis_jax.inference.dataset_run import DatasetFrames
+from clipvis_jax.inference.loading import enable_compilation_cache, load
+from clipvis_jax.inference.results import Track, VideoResult
+from clipvis_jax.inference.segmenter import InferenceConfig
+from clipvis_jax.media.video_reader import FrameSelection
 
 _MIN_SCORE = 0.4
 """Lower ones are mostly second tracks of the same object, which the method does not suppress."""
@@ -24,12 +32,12 @@ _MIN_OVERLAP = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Run the bundled model on the bundled clip: needs no weights, no data and no network.
+    """Run the bundled model on the bundled clip.
 
-    The model was trained on the Shapes world alone: masks of base classes, captions of base and novel ones. Asked for
-    all 360 classes at once, it segments, tracks and names the objects of a clip that it never saw, novel and unseen
-    classes among them. Prints what each track follows and whether its name is right, and writes tracks.json and
-    overlay.mp4.
+    Needs no weights, no data and no network. The model was trained on the Shapes world alone: masks of base
+    classes, captions of base and novel ones. Asked for all 360 classes at once, it segments, tracks and names the
+    objects of a clip that it never saw, novel and unseen classes among them. Prints what each track follows and
+    whether its name is right, and writes tracks.json and overlay.mp4.
     """
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_demo")
@@ -42,16 +50,6 @@ class Demo:
             InputError: A bundled file is missing or damaged, or the output folder cannot be used.
         """
         with stopping_at_once():
-            from clipvis_jax import bundled
-            from clipvis_jax.commands import predict_outputs
-            from clipvis_jax.data.catalog import open_dataset
-            from clipvis_jax.evaluation import ground_truth_from, parse_results
-            from clipvis_jax.evaluation.outcomes import track_outcomes
-            from clipvis_jax.inference.dataset_run import DatasetFrames
-            from clipvis_jax.inference.loading import enable_compilation_cache, load
-            from clipvis_jax.inference.segmenter import InferenceConfig
-            from clipvis_jax.media.video_reader import FrameSelection
-
             bundled.check_files()
             dataset = open_dataset(bundled.CLIP)
             source, selection = DatasetFrames(dataset, 0), FrameSelection()
@@ -68,7 +66,7 @@ class Demo:
         print("wrote " + " and ".join(str(path) for path in written))
 
 
-def _with_best_names(result: "VideoResult") -> "VideoResult":
+def _with_best_names(result: VideoResult) -> VideoResult:
     """Keep every track once, under its best name."""
     best: dict[int, Track] = {}
     for track in result.tracks:
@@ -76,7 +74,7 @@ def _with_best_names(result: "VideoResult") -> "VideoResult":
     return dataclasses.replace(result, tracks=list(best.values()))
 
 
-def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Sequence[TrackOutcome]") -> None:
+def print_tracks(dataset: Dataset, ground_truth: GroundTruth, outcomes: Sequence[TrackOutcome]) -> None:
     """Print what each track follows, the objects that none follows, and how many were found and named.
 
     Args:
@@ -84,11 +82,6 @@ def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Seq
         ground_truth: The objects, as read from ``dataset``.
         outcomes: What became of every track, see `track_outcomes`.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from clipvis_jax.data.shapes.classes import PARTITIONS
-
     seen = {"base": "masks, captions", "novel": "captions", "unseen": "neither"}
     seen_of = {number: f"{part}: {seen[part]}" for part, number in PARTITIONS.items()}
     categories = {category.id: category for category in dataset.categories}

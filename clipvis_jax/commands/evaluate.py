@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Run a model over a data set and score it by the data set's official metrics.
+    """Run a model over a data set and score it by its official metrics.
 
     Writes into the output folder: results.json (YouTube-VIS results), metrics.json (scores, and what they rest on),
     report.html (a page to look at), submission.zip (for data sets with an evaluation server), and videos/ (results of

@@ -9,14 +9,18 @@ import tyro
 from tyro.conf import arg
 
 from clipvis_jax.commands.convert import CONFIG_KEY
-from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError
+from clipvis_jax.io.files import atomic_path
 from clipvis_jax.version import __version__
+from clipvis_jax.weights.convert import to_state_dict
+from clipvis_jax.weights.model_folder import FORMAT_VERSION, config_to_json, load_model
+from clipvis_jax.weights.published_sizes import describe
+from clipvis_jax.weights.state_dicts import write_state_dict
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a model folder as a PyTorch state dict under the authors' names, for their code.
+    """Write a model folder as a PyTorch state dict, for the authors' code.
 
     CLIP, decoders and the model's configuration are in the file; the tokenizer is not. 'clipvis convert --checkpoint'
     makes the same model of it, bit for bit.
@@ -42,13 +46,6 @@ class Export:
             raise InputError(f"{self.out}: the name must end with .safetensors")
         if self.out.exists() and not self.overwrite:
             raise InputError(f"{self.out}: exists already; choose another --out or add --overwrite")
-        with stopping_at_once():
-            from clipvis_jax.io.files import atomic_path
-            from clipvis_jax.weights.convert import to_state_dict
-            from clipvis_jax.weights.model_folder import FORMAT_VERSION, config_to_json, load_model
-            from clipvis_jax.weights.published_sizes import describe
-            from clipvis_jax.weights.state_dicts import write_state_dict
-
         with atomic_path(self.out) as temporary:
             model = load_model(self.model)
             state_dict = to_state_dict(model.config, model.clip_vars, model.params)

@@ -8,15 +8,18 @@ import tyro
 from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
+from clipvis_jax.data.catalog import CATALOG, open_dataset
+from clipvis_jax.data.prepared import open_prepared, prepare
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Write a data set, images included, into a few large files (ArrayRecord, by tensorflow-datasets).
+    """Write a data set, images included, into a few large files.
 
-    They are quick to read in any order and made for object stores; records and images are the same as in the published
-    files, which can be used without preparing as well. An interrupted preparation goes on where it stopped when the
-    same command is given again; one that is finished is not repeated.
+    They are in tensorflow-datasets' format (ArrayRecord), quick to read in any order and made for object stores;
+    records and images are the same as in the published files, which can be used without preparing as well. An
+    interrupted preparation goes on where it stopped when the same command is given again; one that is finished is
+    not repeated.
 
     Known data sets:
       lvvis_train, lvvis_val, lvvis_test
@@ -49,9 +52,6 @@ class Prepare:
             InputError: The data set cannot be read, or the files cannot be written.
         """
         with stopping_at_once():
-            from clipvis_jax.data.catalog import CATALOG, open_dataset
-            from clipvis_jax.data.prepared import open_prepared, prepare
-
             if self.dataset in CATALOG:
                 dataset = open_dataset(self.dataset, data_root=self.source, show_progress=True)
             else:

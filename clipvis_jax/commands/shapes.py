@@ -6,15 +6,16 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from clipvis_jax.commands.interrupt import stopping_at_once
+from clipvis_jax.data.shapes.splits import ShapesConfig
+from clipvis_jax.data.shapes.writing import write_ytvis
 
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Draw videos of the Shapes world, with full ground truth in YouTube-VIS format.
+    """Draw videos of the Shapes world, with full ground truth.
 
-    Writes JPEGImages/ and annotations.json into the output folder. The same options give the same bytes; after an
-    interruption, the same command goes on.
+    Writes JPEGImages/ and annotations.json (YouTube-VIS format) into the output folder. The same options give the
+    same bytes; after an interruption, the same command goes on.
 
     For example:
       clipvis shapes --split val --out shapes/val
@@ -44,10 +45,6 @@ class Shapes:
         Raises:
             InputError: An option or the output folder cannot be used.
         """
-        with stopping_at_once():
-            from clipvis_jax.data.shapes.splits import ShapesConfig
-            from clipvis_jax.data.shapes.writing import write_ytvis
-
-            config = ShapesConfig(split=self.split, seed=self.seed, size=self.size, frames=self.frames)
+        config = ShapesConfig(split=self.split, seed=self.seed, size=self.size, frames=self.frames)
         written = write_ytvis(config, self.out, count=self.count, first=self.first, show_progress=True)
         print(f"wrote {written}")

@@ -1,31 +1,33 @@
-"""``train.py`` and ``clipvis train``."""
+"""``clipvis train`` and ``train.py``."""
 
 import dataclasses
 import inspect
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tyro
 from tyro.conf import arg
 
-from clipvis_jax.distributed import DistributedConfig
+from clipvis_jax.commands.options import parse_options
+from clipvis_jax.commands.provenance import device, versions
+from clipvis_jax.config import CONFIGS, Experiment, config_to_json, load_config
+from clipvis_jax.distributed import DistributedConfig, start_processes
 from clipvis_jax.errors import InputError
+from clipvis_jax.inference.loading import enable_compilation_cache
+from clipvis_jax.loop.host_memory import keep_freed_memory
+from clipvis_jax.loop.loop import train
+from clipvis_jax.pretraining.task import ClipExperiment, ClipTask
+from clipvis_jax.training.optimizer import scale_to_batch
+from clipvis_jax.training.task import ClipVisExperiment, ClipVisTask
 from clipvis_jax.version import __version__
-
-if TYPE_CHECKING:
-    from clipvis_jax.config import Experiment
-    from clipvis_jax.pretraining.task import ClipTask
-    from clipvis_jax.training.task import ClipVisTask
 
 Options = TypeVar("Options")
 
-USAGE = """usage: train.py CONFIG --workdir DIR [--clip DIR] [--init-from DIR] [--data-root DIR] [OPTIONS]
-       train.py configs/shapes_clip.py --workdir DIR [--init-from DIR] [OPTIONS]     (pretrains a CLIP)
-
-CONFIG is a file such as configs/lvis_r50.py; 'train.py CONFIG --help' lists the options, with every setting of the
-configuration among them."""
+USAGE = """usage: clipvis train CONFIG --workdir DIR [--clip DIR] [--init-from DIR] [--data-root DIR] [OPTIONS]
+       clipvis train shapes_clip --workdir DIR [--init-from DIR] [OPTIONS]     (pretrains a CLIP)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +63,24 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """A training: its configuration file, where it lives and begins, and what is trained."""
+    """Train the decoders under a frozen CLIP, or pretrain a CLIP."""
 
     path: Path
     options: TrainOptions
-    experiment: "Experiment"
+    experiment: Experiment
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Self:
+        """Read a configuration, and the options with its settings as defaults.
+
+        Raises:
+            InputError: The configuration or a setting cannot be used.
+            SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
+        """
+        path, options, experiment = parse_with_config(arguments, TrainOptions, USAGE, prog="clipvis train")
+        if options.scale_optimizer is not None:
+            experiment = _scale_optimizer(path, experiment, options.scale_optimizer)
+        return cls(path, options, experiment)
 
     def run(self) -> None:
         """Run the training.
@@ -74,13 +89,6 @@ class Train:
             InputError: An option, the model, the data or the folder of the run cannot be used.
         """
         options = self.options
-        from clipvis_jax.commands.provenance import device, versions
-        from clipvis_jax.config import config_to_json
-        from clipvis_jax.distributed import start_processes
-        from clipvis_jax.inference.loading import enable_compilation_cache
-        from clipvis_jax.loop.host_memory import keep_freed_memory
-        from clipvis_jax.loop.loop import train
-
         start_processes(options.distributed)
         keep_freed_memory()
         enable_compilation_cache()
@@ -103,15 +111,12 @@ class Train:
             print("stopped; the same command with a later --loop.stop-after, or none, goes on from here")
 
 
-def open_task(experiment: "Experiment", options: TrainOptions) -> "ClipVisTask | ClipTask":
+def open_task(experiment: Experiment, options: TrainOptions) -> ClipVisTask | ClipTask:
     """Make ready what is trained.
 
     Raises:
         InputError: The options do not say where to begin, or model or data cannot be used.
     """
-    from clipvis_jax.pretraining.task import ClipExperiment, ClipTask
-    from clipvis_jax.training.task import ClipVisTask
-
     if isinstance(experiment, ClipExperiment):
         if options.clip is not None:
             raise InputError(
@@ -122,25 +127,8 @@ def open_task(experiment: "Experiment", options: TrainOptions) -> "ClipVisTask |
     return ClipVisTask(experiment, clip=options.clip, init_from=options.init_from, data_root=options.data_root)
 
 
-def parse_train(argv: Sequence[str]) -> Train:
-    """Read a configuration, and the options with its settings as defaults.
-
-    Raises:
-        InputError: The configuration cannot be used.
-        SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
-    """
-    path, options, experiment = parse_with_config(argv, TrainOptions, USAGE, prog="train.py")
-    if options.scale_optimizer is not None:
-        experiment = _scale_optimizer(path, experiment, options.scale_optimizer)
-    return Train(path, options, experiment)
-
-
-def _scale_optimizer(path: Path, experiment: "Experiment", rule: Literal["linear", "sqrt"]) -> "Experiment":
+def _scale_optimizer(path: Path, experiment: Experiment, rule: Literal["linear", "sqrt"]) -> Experiment:
     """Adapt an experiment's optimiser, whose settings are for the batch size of the configuration, to its own."""
-    from clipvis_jax.config import load_config
-    from clipvis_jax.training.optimizer import scale_to_batch
-    from clipvis_jax.training.task import ClipVisExperiment
-
     if not isinstance(experiment, ClipVisExperiment):
         raise InputError("--scale-optimizer: is for trainings of the decoders; set the options of --optimizer yourself")
     batch_size = experiment.data.batch_size
@@ -157,19 +145,22 @@ def _scale_optimizer(path: Path, experiment: "Experiment", rule: Literal["linear
 
 def parse_with_config(
     argv: Sequence[str], options: type[Options], usage: str, *, prog: str
-) -> tuple[Path, Options, "Experiment"]:
+) -> tuple[Path, Options, Experiment]:
     """Read the command line of a command whose first argument is a configuration; its settings become options.
 
     Raises:
-        InputError: The configuration cannot be used.
+        InputError: The configuration or a setting cannot be used.
         SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
     """
     if not argv or argv[0].startswith("-"):
         is_help = list(argv[:1]) in (["-h"], ["--help"])
-        print(usage, file=sys.stdout if is_help else sys.stderr)
+        explanation = (
+            f"CONFIG is a Python file that defines 'config', or one that comes with the package: {', '.join(CONFIGS)}. "
+            f"'{prog} CONFIG --help' lists the options, with every setting of the configuration among them."
+        )
+        text = f"{usage}\n\n{textwrap.fill(explanation, 120)}"
+        print(text, file=sys.stdout if is_help else sys.stderr)
         raise SystemExit(0 if is_help else 2)
-    from clipvis_jax.config import load_config
-
     path = Path(argv[0])
     experiment = load_config(path)
     # The settings stand beside the options, not below a prefix of their own.
@@ -181,11 +172,11 @@ def parse_with_config(
         ],
         frozen=True,
     )
-    parsed: Any = tyro.cli(
+    parsed: Any = parse_options(
         merged,
+        argv[1:],
         prog=f"{prog} {path}",
         description=inspect.cleandoc(options.__doc__ or ""),
-        args=list(argv[1:]),
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
     return path, parsed.options, parsed.experiment

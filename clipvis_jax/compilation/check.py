@@ -117,7 +117,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
         return topologies.get_topology_desc(topology, "tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
-        raise InputError(f"--topology {topology}: unknown ({reason}); give one such as {_EXAMPLES}") from error
+        raise InputError(f"topology {topology}: unknown ({reason}); give one such as {_EXAMPLES}") from error
     except RuntimeError as error:
         raise InputError(
             f"compiling for TPUs needs libtpu ({error}); install it with pip install 'clipvis-jax[tpu]'"
@@ -203,7 +203,7 @@ def model_of(experiment: ClipVisExperiment) -> ClipVis:
     """
     name = experiment.backbone
     if name is None:
-        raise InputError(f"the configuration takes any CLIP; choose one with --backbone: {', '.join(BACKBONES)}")
+        raise InputError(f"the configuration takes any CLIP; choose a backbone: {', '.join(BACKBONES)}")
     config = ClipVisConfig(BACKBONES[name], TEXT_TOWERS[name], experiment.pixel_decoder, experiment.query_decoder)
     return ClipVis(config)
 

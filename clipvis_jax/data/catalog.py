@@ -223,7 +223,7 @@ def open_dataset(
         return ShapesDataset(DRAWN[name].config, DRAWN[name].count)
     if name in CATALOG:
         if data_root is None:
-            raise InputError(f"data set '{name}': name the folder that holds the data sets with --data-root")
+            raise InputError(f"data set '{name}': give data_root, the folder that holds the data sets")
         dataset = _open_entry(CATALOG[name], Path(data_root), None if images is None else Path(images), show_progress)
     else:
         if "://" in name or Path(name).is_dir():

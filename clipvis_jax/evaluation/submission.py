@@ -45,7 +45,7 @@ def write_submission(
         if max_megabytes is not None and size > max_megabytes:
             raise InputError(
                 f"{path}: would have {size:.1f} MB, but the server takes {max_megabytes:g} MB; "
-                "lower --top-k, or raise --max-zip-mb if the server takes more"
+                "ask for fewer results, or raise max_megabytes if the server takes more"
             )
 
 

@@ -56,12 +56,12 @@ class RunFolder:
             try:
                 other = json.loads(note.read_bytes())
             except (OSError, ValueError) as error:
-                raise InputError(f"{note}: damaged ({error}); choose another --out or delete the folder") from error
+                raise InputError(f"{note}: damaged ({error}); choose another folder or delete the folder") from error
             if different := sorted(
                 key for key in fingerprint.keys() | other.keys() if fingerprint.get(key) != other.get(key)
             ):
                 raise InputError(
-                    f"{folder}: holds results of another run (other {', '.join(different)}); choose another --out or "
+                    f"{folder}: holds results of another run (other {', '.join(different)}); choose another folder or "
                     "delete the folder"
                 )
         else:

@@ -56,9 +56,9 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         if not ops.STRIDE <= self.size <= self.max_size:
-            raise InputError(f"--size {self.size}: must be between {ops.STRIDE} and {self.max_size} pixels")
+            raise InputError(f"size {self.size}: must be between {ops.STRIDE} and {self.max_size} pixels")
         if self.window is not None and self.window < 1:
-            raise InputError(f"--window {self.window}: must be 1 frame or more")
+            raise InputError(f"window {self.window}: must be 1 frame or more")
 
     @property
     def window_size(self) -> int:

@@ -311,7 +311,7 @@ def _begin(
     if restored.step > task.num_steps:
         raise InputError(
             f"{workdir}: the checkpoint is of step {restored.step}, beyond the {task.num_steps} of the whole training; "
-            "give more steps, or choose another --workdir"
+            "give more steps, or choose another folder"
         )
     data.set_state(restored.data_state)
     place = f"goes on from {source / str(restored.step)}"
@@ -364,7 +364,7 @@ class _Reporter:
             steps = [number for number in self._checkpoints.steps if number < step]
             kept = f"the checkpoint of step {steps[-1]} is good" if steps else "there is no checkpoint yet"
             raise InputError(
-                f"step {step}: {problem}; training stopped, {kept}; lower --optimizer.learning-rate or look at the data"
+                f"step {step}: {problem}; training stopped, {kept}; lower optimizer.learning_rate or look at the data"
             )
         self._num_steps += 1
         if _is_due(step, self._config.log_every):

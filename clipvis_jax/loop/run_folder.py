@@ -16,7 +16,7 @@ from clipvis_jax.io.folder_lock import locked_folder
 
 _FILE = "run.json"
 _CHANGED = "changed_settings"
-_FIXED = {"clip_sha256": "CLIP", "decoders_sha256": "model to begin with (--init-from)", "dataset": "data set"}
+_FIXED = {"clip_sha256": "CLIP", "decoders_sha256": "model to begin with (init_from)", "dataset": "data set"}
 """What a run is never gone on with if it differs, and what messages call it."""
 
 

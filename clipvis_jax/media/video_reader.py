@@ -45,11 +45,11 @@ class FrameSelection:
 
     def __post_init__(self) -> None:
         if self.start < 0:
-            raise InputError(f"--start {self.start}: frame numbers begin at 0; use 0 or more")
+            raise InputError(f"start {self.start}: frame numbers begin at 0; use 0 or more")
         if self.end is not None and self.end <= self.start:
-            raise InputError(f"--end {self.end}: leaves no frame; use more than --start, which is {self.start}")
+            raise InputError(f"end {self.end}: leaves no frame; use more than start, which is {self.start}")
         if self.every < 1:
-            raise InputError(f"--every {self.every}: must be 1 (each frame) or more")
+            raise InputError(f"every {self.every}: must be 1 (each frame) or more")
 
     def numbers(self, frames: int) -> range:
         """Frame numbers selected from a source of `frames` frames."""
@@ -121,7 +121,7 @@ class _ImageSource:
         if not numbers:
             raise InputError(
                 f"{paths[0] if kind == 'image' else paths[0].parent}: has only {len(paths)} frame(s), "
-                f"--start {selection.start} is beyond its end; use a smaller --start"
+                f"start {selection.start} is beyond its end; use a smaller start"
             )
         self.kind: Literal["video", "folder", "image"] = kind
         self.name = name
@@ -182,7 +182,7 @@ class _VideoSource:
                     if size != first_size:
                         raise InputError(
                             f"{self._path}: frame {number} is {size[0]} x {size[1]} pixels, but the first "
-                            f"one is {first_size[0]} x {first_size[1]}; use --end {number} or convert the "
+                            f"one is {first_size[0]} x {first_size[1]}; use end {number} or convert the "
                             "video to one size"
                         )
                     count = number + 1
@@ -198,12 +198,12 @@ class _VideoSource:
         except av.FFmpegError as error:
             raise InputError(
                 f"{self._path}: is damaged or cut off: {count} frames can be decoded, then comes "
-                f"'{error.strerror}'; copy it again or use --end {count}"
+                f"'{error.strerror}'; copy it again or use end {count}"
             ) from error
         if count <= selection.start:
             raise InputError(
-                f"{self._path}: has only {count} frame(s), --start {selection.start} is beyond its end; "
-                "use a smaller --start"
+                f"{self._path}: has only {count} frame(s), start {selection.start} is beyond its end; "
+                "use a smaller start"
             )
 
     def _decode(self, container: Any, stream: Any) -> Iterator[av.VideoFrame]:
@@ -244,7 +244,7 @@ class _VideoSource:
         if missing_s > max(Fraction(3, 2) / stream.average_rate, length_s / 50):
             raise InputError(
                 f"{self._path}: is cut off: it ends after frame {count - 1} ({float(reached_s):.2f} s), but "
-                f"its header states {float(length_s):.2f} s; copy it again or use --end {count}"
+                f"its header states {float(length_s):.2f} s; copy it again or use end {count}"
             )
 
 

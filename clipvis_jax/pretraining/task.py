@@ -72,7 +72,7 @@ class ZeroShotConfig:
         try:
             shapes.video_seeds(0, self.count)
         except InputError as error:
-            raise InputError(f"--evaluation.count {self.count}: {error}") from error
+            raise InputError(f"evaluation.count {self.count}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +134,12 @@ class ClipExperiment:
         if not math.isclose(total := sum(stage.share for stage in self.stages), 1):
             raise InputError(f"stages: their shares of the steps add up to {total}; make it 1")
         if not 0 <= self.norm_momentum < 1:
-            raise InputError(f"--norm-momentum {self.norm_momentum}: give at least 0 and less than 1")
+            raise InputError(f"norm_momentum {self.norm_momentum}: give at least 0 and less than 1")
         if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed {self.seed}: must be between 0 and {2**32 - 1}")
+            raise InputError(f"seed {self.seed}: must be between 0 and {2**32 - 1}")
         if self.text.embed_dim != self.backbone.embed_dim:
             raise InputError(
-                f"--text.embed-dim {self.text.embed_dim}: must be that of the backbone, {self.backbone.embed_dim}"
+                f"text.embed_dim {self.text.embed_dim}: must be that of the backbone, {self.backbone.embed_dim}"
             )
 
     @property

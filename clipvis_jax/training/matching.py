@@ -13,6 +13,7 @@ import optax.assignment
 from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
+from clipvis_jax.errors import InputError
 from clipvis_jax.training.structs import Matches
 
 MatchingMethod = Literal["device", "host"]
@@ -40,7 +41,7 @@ class MatchingConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_weight") and not value >= 0:
-                raise ValueError(f"{field.name} {value}: give 0 or more")
+                raise InputError(f"{field.name} {value}: give 0 or more")
 
 
 def matching_costs(

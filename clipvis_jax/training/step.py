@@ -184,8 +184,8 @@ def check_matcher(method: MatchingMethod, mesh: Mesh) -> None:
     most = max(Counter(device.process_index for device in devices).values())
     if method == "host" and devices[0].platform == "cpu" and most > 1:
         raise InputError(
-            f"--step.losses.matching.method host: the {most} CPU devices of a process may wait for each other for "
-            "ever; choose --step.losses.matching.method device"
+            f"matching.method host: the {most} CPU devices of a process may wait for each other for "
+            "ever; choose matching.method device"
         )
 
 

@@ -119,9 +119,9 @@ class ClipVisExperiment:
 
     def __post_init__(self) -> None:
         if self.backbone is not None and self.backbone not in BACKBONES:
-            raise InputError(f"--backbone {self.backbone}: must be one of {', '.join(BACKBONES)}")
+            raise InputError(f"backbone {self.backbone}: must be one of {', '.join(BACKBONES)}")
         if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed {self.seed}: must be between 0 and {2**32 - 1}")
+            raise InputError(f"seed {self.seed}: must be between 0 and {2**32 - 1}")
 
     def with_names(self) -> "ClipVisExperiment":
         """Return the same with data sets by their names, for notes."""
@@ -308,7 +308,7 @@ class ClipVisTask:
         dataset = open_dataset(self._experiment.evaluation.dataset, self._data_root)
         check_held_out(dataset)
         if not dataset.has_annotations:
-            raise InputError(f"--evaluation.dataset {dataset.name}: has no annotations to score against")
+            raise InputError(f"evaluation.dataset {dataset.name}: has no annotations to score against")
         return dataset
 
     def _predict_first(self, params: Variables, trunk: Variables, batch: TrainingBatch) -> tuple[jax.Array, ...]:
@@ -342,7 +342,7 @@ def _open_folders(
     """
     path = clip or init_from
     if path is None:
-        raise InputError("give --clip, for new decoders, or --init-from, to go on with a model's decoders")
+        raise InputError("give clip, for new decoders, or init_from, to go on with a model's decoders")
     folder = load_model(path)
     sources = {} if clip is None else {"clip": folder.source}
     backbone = experiment.backbone

@@ -102,11 +102,11 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
     try:
         if folder.is_dir() and any(folder.iterdir()):
             if not overwrite:
-                raise InputError(f"{folder}: exists already; choose another --out or add --overwrite")
+                raise InputError(f"{folder}: exists already; choose another folder or set overwrite")
             if not (folder / "config.json").is_file() or not (folder / "variables").is_dir():
-                raise InputError(f"{folder}: holds something else than a model, so it stays; choose another --out")
+                raise InputError(f"{folder}: holds something else than a model, so it stays; choose another folder")
         elif folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder}: is a file, but a folder is needed; choose another --out")
+            raise InputError(f"{folder}: is a file, but a folder is needed; choose another folder")
         with tempfile.TemporaryFile(dir=_nearest_folder(folder.parent)) as probe:
             probe.write(b"\0")
     except OSError as error:
@@ -221,7 +221,7 @@ def _check_vocabulary(tokenizer: ClipTokenizer, text: TextConfig) -> None:
     if tokenizer.vocab_size != text.vocab_size:
         raise InputError(
             f"tokenizer: has {tokenizer.vocab_size} entries, but the text encoder {text.vocab_size}; give the "
-            "--tokenizer that the model was trained with"
+            "tokenizer that the model was trained with"
         )
 
 

@@ -68,7 +68,7 @@ def infer_config(
     clip = {key.removeprefix(CLIP_PREFIX): s for key, s in shapes.items() if key.startswith(CLIP_PREFIX)}
     head = {key.removeprefix(HEAD_PREFIX): s for key, s in shapes.items() if key.startswith(HEAD_PREFIX)}
     if not clip:
-        raise InputError(f"{source}: holds no CLIP weights (no key starts with '{CLIP_PREFIX}'); give them with --clip")
+        raise InputError(f"{source}: holds no CLIP weights (no key starts with '{CLIP_PREFIX}'); give them as clip")
     try:
         backbone = _infer_backbone(clip, source)
         text = _infer_text(clip, backbone, activation, text_heads)
@@ -127,7 +127,7 @@ def _infer_text(
     width, embed_dim = clip["text_projection"]
     num_heads = max(1, width // 64) if text_heads is None else text_heads
     if num_heads < 1 or width % num_heads:
-        raise InputError(f"--text-heads {num_heads}: must divide the text encoder's width, which is {width}")
+        raise InputError(f"text_heads {num_heads}: must divide the text encoder's width, which is {width}")
     return TextConfig(
         width=width,
         num_heads=num_heads,

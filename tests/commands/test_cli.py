@@ -1,6 +1,9 @@
 """The command line: help, options, bad input, and whole runs on tiny models."""
 
+import ast
+import dataclasses
 import functools
+import importlib
 import json
 import logging
 import os
@@ -22,7 +25,8 @@ from safetensors.numpy import save_file
 from tiny import tiny_model_folder, tiny_tokenizer, wordy_state_dict
 
 import clipvis_jax
-from clipvis_jax.cli import main
+from clipvis_jax.cli import COMMANDS, main
+from clipvis_jax.commands.options import name_option
 from clipvis_jax.commands.predict import Predict
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.media.video_reader import FrameSelection, open_frames
@@ -50,7 +54,7 @@ def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open every model folder once, so that the network is compiled once per size."""
     monkeypatch.setattr(
-        "clipvis_jax.inference.loading.load", lambda folder, *, dtype, config: opened(folder, dtype, config)
+        "clipvis_jax.commands.predict.load", lambda folder, *, dtype, config: opened(folder, dtype, config)
     )
 
 
@@ -123,14 +127,14 @@ from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *more: None if name in {modules!r} else find(name, *more)
 from clipvis_jax.cli import main
-from clipvis_jax.commands.predict import Predict
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["convert", "--help"], ["--version"], []])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
 def test_help_is_quick(arguments: list[str]) -> None:
-    """It needs none of the large libraries, which take seconds to import."""
-    script = blocking("jax", "numpy", "av", "PIL", "orbax", "flax", "transformers", "torch")
+    """It needs no library, and the modules of no command, which take seconds to import."""
+    modules = tuple(f"clipvis_jax.commands.{command.module}" for command in COMMANDS.values())
+    script = blocking("jax", "numpy", "av", "PIL", "orbax", "flax", "transformers", "torch", "tyro", *modules)
     script += f"sys.exit(main({arguments!r}))"
     completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert completed.returncode == (0 if arguments else 2), completed.stderr
@@ -145,8 +149,46 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0
     assert "clipvis COMMAND --help" in out
-    assert "Segment, track and name every instance" in out
-    assert "Make a model folder from PyTorch weights" in out
+    named = [line.split() for line in out.splitlines() if line.startswith("  ")]
+    assert [words[0] for words in named] == list(COMMANDS)
+
+
+def test_the_table_of_commands_says_what_the_modules_say() -> None:
+    for command in COMMANDS.values():
+        class_ = getattr(importlib.import_module(f"clipvis_jax.commands.{command.module}"), command.name)
+        assert dataclasses.is_dataclass(class_)
+        assert callable(class_.run)
+        assert class_.__doc__.splitlines()[0] == command.summary
+    folder = Path(clipvis_jax.__file__).parent / "commands"
+    runnable = {path.stem for path in folder.glob("*.py") if "    def run(self)" in path.read_text()}
+    assert runnable == {command.module for command in COMMANDS.values()}
+
+
+def test_the_library_speaks_of_fields_not_of_options() -> None:
+    """Its errors are also read in notebooks."""
+    rooms = Path(clipvis_jax.__file__).parent
+    for path in rooms.rglob("*.py"):
+        if path.relative_to(rooms).parts[0] not in ("cli.py", "commands", "configs"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InputError":
+                    assert not re.search(r"(?<![\w-])--[a-z]", ast.unparse(node)), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "expected"),
+    [
+        ("size 5: must be more", "--size 5", "--size 5: must be more"),
+        ("min_score 2.0: must be less", "--min-score=2", "--min-score 2.0: must be less"),
+        ("image_size is (6, 6); give more", "--data.image-size 6 6", "--data.image-size is (6, 6); give more"),
+        ("loop.keep_last 0: must be 1", "--loop.keep-last 0", "--loop.keep-last 0: must be 1"),
+        ("size 5: must be more", "--data.image-size 5 --model m", "size 5: must be more"),
+        ("size 5: must be more", "--a.size 5 --b.size 5", "size 5: must be more"),
+        ("model m: no such folder", "--out m", "model m: no such folder"),
+        ("out of memory", "--out m", "out of memory"),
+    ],
+)
+def test_errors_name_the_option_of_a_field(message: str, arguments: str, expected: str) -> None:
+    assert name_option(message, arguments.split()) == expected
 
 
 PREDICT_OPTIONS = (
@@ -172,8 +214,7 @@ def test_help_lists_every_option(command: str, options: str, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "predict, convert"),
-        (["segment"], "segment"),
+        ([], "clipvis COMMAND"),
         (["predict"], "--model"),
         (["convert"], "--out"),
         (["predict", "clip.mp4", "--model", "m", "--size", "big"], "--size"),
@@ -186,6 +227,10 @@ def test_what_cannot_be_parsed(arguments: list[str], message: str, capsys: pytes
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_no_such_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, "segment") == f"segment: is no command; give one of {', '.join(COMMANDS)}"
 
 
 # --- bad options and classes

@@ -23,7 +23,7 @@ from tiny import tiny_model_folder
 
 import clipvis_jax
 from clipvis_jax.cli import main
-from clipvis_jax.commands.train import parse_train
+from clipvis_jax.commands.train import Train
 from clipvis_jax.config import load_config
 from clipvis_jax.errors import InputError
 from clipvis_jax.loop.checkpoints import TrainingCheckpoints
@@ -252,8 +252,11 @@ def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["auto", "True", "coordinator", "a:1", "num-processes", "1", "process-id", "0"], "leave --distributed.coord"),
-        (["coordinator", "a:1"], "--distributed.num-processes and --distributed.process-id belong together"),
+        (
+            ["auto", "True", "coordinator", "a:1", "num-processes", "1", "process-id", "0"],
+            "--distributed.auto True: finds",
+        ),
+        (["coordinator", "a:1"], "distributed: coordinator, num_processes and process_id belong together"),
         (["coordinator", "a:1", "num-processes", "0", "process-id", "0"], "--distributed.num-processes 0: must be 1"),
         (["coordinator", "a:1", "num-processes", "2", "process-id", "2"], "--distributed.process-id 2: must be betw"),
     ],
@@ -261,8 +264,9 @@ def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip,
 def test_processes_that_cannot_work_together(cache, config, clip, tmp_path, options, message):  # noqa: PLR0917
     named = [f"--distributed.{word}" if place % 2 == 0 else word for place, word in enumerate(options)]
     _, error = finish(start(cache, config, "--workdir", tmp_path, "--clip", clip, *named), expected_code=2)
-    assert message in " ".join(error.replace("│", " ").split())
-    assert "Traceback" not in error
+    (line,) = error.splitlines()
+    assert line.startswith("clipvis: error: ")
+    assert message in line
 
 
 @pytest.mark.slow
@@ -307,22 +311,23 @@ def test_decoders_do_not_fit_under_a_clip_of_other_sizes(config, clip, tmp_path,
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("pixel-decoder.num-heads", 0, "pixel_decoder.num_heads 0: give at least 1"),
-        ("query-decoder.num-heads", 0, "query_decoder.num_heads 0: give at least 1"),
-        ("query-decoder.num-queries", 0, "query_decoder.num_queries 0: give at least 1"),
-        ("query-decoder.dim", 32, "query_decoder.dim 32: give that of the pixel decoder, 64"),
-        ("query-decoder.mask-dim", 32, "query_decoder.mask_dim 32: give that of the pixel decoder, 64"),
-        ("step.losses.no-object-weight", -3, "no_object_weight -3.0: give 0 or more"),
+        ("pixel-decoder.num-heads", 0, "--pixel-decoder.num-heads 0: give at least 1"),
+        ("query-decoder.num-heads", 0, "--query-decoder.num-heads 0: give at least 1"),
+        ("query-decoder.num-queries", 0, "--query-decoder.num-queries 0: give at least 1"),
+        ("query-decoder.dim", 32, "--query-decoder.dim 32: give that of the pixel decoder, 64"),
+        ("query-decoder.mask-dim", 32, "--query-decoder.mask-dim 32: give that of the pixel decoder, 64"),
+        ("optimizer.learning-rate", -1, "--optimizer.learning-rate -1.0: give more than 0"),
+        ("data.image-size", (60, 60), "--data.image-size is (60, 60); give a height and a width"),
+        ("loop.keep-last", 0, "--loop.keep-last 0: must be 1 or more"),
+        ("step.losses.no-object-weight", -3, "--step.losses.no-object-weight -3.0: give 0 or more"),
     ],
 )
 def test_settings_that_cannot_be(config, clip, tmp_path, capsys, option, value, message):  # noqa: PLR0917
-    command = ["train", config, "--workdir", tmp_path / "run", "--clip", clip, f"--{option}", value]
-    try:
-        code = main([str(word) for word in command])
-    except SystemExit as exit_of_the_parser:
-        code = exit_of_the_parser.code
-    assert code == 2
-    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    command = ["train", config, "--workdir", tmp_path / "run", "--clip", clip, f"--{option}"]
+    command += value if isinstance(value, tuple) else [value]
+    assert main([str(word) for word in command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"clipvis: error: {message}")
 
 
 def test_queries_are_added_behind_a_models_own(config, clip):
@@ -365,15 +370,15 @@ def test_help_lists_settings(config, capsys):
 
 def test_optimizer_for_another_batch_size():
     path = str(TRAIN.parent / "configs" / "lvis_r50.py")
-    optimizer = parse_train([path, "--workdir", "x", "--data.batch-size", "64"]).experiment.optimizer
+    optimizer = Train.parse([path, "--workdir", "x", "--data.batch-size", "64"]).experiment.optimizer
     assert (optimizer.learning_rate, optimizer.num_steps) == (1e-4, 368_750)
     options = ["--workdir", "x", "--data.batch-size", "64", "--scale-optimizer"]
-    optimizer = parse_train([path, *options, "linear"]).experiment.optimizer
+    optimizer = Train.parse([path, *options, "linear"]).experiment.optimizer
     assert optimizer.learning_rate == pytest.approx(4e-4)
     assert (optimizer.num_steps, optimizer.drop_steps) == (92_188, (81_944, 88_773))
-    assert parse_train([path, *options, "sqrt"]).experiment.optimizer.learning_rate == pytest.approx(2e-4)
+    assert Train.parse([path, *options, "sqrt"]).experiment.optimizer.learning_rate == pytest.approx(2e-4)
     with pytest.raises(InputError, match="for trainings of the decoders"):
-        parse_train([str(TRAIN.parent / "configs" / "shapes_clip.py"), *options, "sqrt"])
+        Train.parse([str(TRAIN.parent / "configs" / "shapes_clip.py"), *options, "sqrt"])
 
 
 def test_help_without_a_configuration(capsys):
@@ -395,11 +400,9 @@ def test_unknown_override_names_the_closest(config, capsys):
     [
         (["--optimizer.learning-rate", "fast"], "optimizer.learning-rate"),
         (["--data.batch-size", "1.5"], "data.batch-size"),
-        (["--optimizer.learning-rate", "-1"], "learning_rate -1"),
-        (["--data.image-size", "60", "60"], "image_size is (60, 60)"),
     ],
 )
-def test_wrong_values(config, capsys, options, message):
+def test_values_of_another_type(config, capsys, options, message):
     with pytest.raises(SystemExit) as exit_:
         main(["train", str(config), "--workdir", "x", *options])
     assert exit_.value.code == 2
@@ -409,11 +412,11 @@ def test_wrong_values(config, capsys, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give --clip, for new decoders, or --init-from"),
+        ([], "give clip, for new decoders, or init_from"),
         (["--clip", "CLIP", "--init-from", "missing"], "missing: no such folder"),
         (["--clip", "missing"], "missing: no such folder"),
         (["--clip", "CLIP", "--dataset", "lvis_trian"], "closest names are lvis_train"),
-        (["--clip", "CLIP", "--dataset", "lvis_train"], "--data-root"),
+        (["--clip", "CLIP", "--dataset", "lvis_train"], "give data_root"),
         (["--clip", "CLIP", "--backbone", "RN50"], "its CLIP is not RN50"),
         (
             ["--init-from", "CLIP", "--query-decoder.num-layers", "2"],
@@ -477,9 +480,9 @@ def test_commands_in_the_configurations_are_understood(name, tmp_path, monkeypat
     path = TRAIN.parent / "configs" / f"{name}.py"
     text = ast.get_docstring(ast.parse(path.read_text())).replace("\\\n", " ")
     (command,) = re.findall(rf"python train.py configs/{name}.py (.*)", text)
-    assert parse_train([str(path), *command.split()]).options.workdir == Path("runs", name)
+    assert Train.parse([str(path), *command.split()]).options.workdir == Path("runs", name)
     for options in re.findall(r"^TPU: add ([^;]*);", text, re.MULTILINE):
-        assert parse_train([str(path), *command.split(), *options.split()]).experiment.step.dtype == "bfloat16"
+        assert Train.parse([str(path), *command.split(), *options.split()]).experiment.step.dtype == "bfloat16"
     for evaluation in re.findall(r"clipvis (eval .*)", text):
         assert main(evaluation.split()) == 2
         assert "error: data: is not a folder" in capsys.readouterr().err

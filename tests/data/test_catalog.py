@@ -141,7 +141,7 @@ def test_what_cannot_be_opened(tmp_path):
         open_dataset("lvis_vall", tmp_path)
     with pytest.raises(InputError, match=r"zzzzzzzzzzzz: is neither .*; the names are ytvis19_train, "):
         open_dataset("zzzzzzzzzzzz")
-    with pytest.raises(InputError, match=r"data set 'lvvis_val': name the folder .* with --data-root"):
+    with pytest.raises(InputError, match=r"data set 'lvvis_val': give data_root, the folder"):
         open_dataset("lvvis_val")
     with pytest.raises(InputError, match=r"nowhere: is not a folder; give the folder that holds the data sets$"):
         open_dataset("lvvis_val", tmp_path / "nowhere")

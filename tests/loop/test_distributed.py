@@ -162,13 +162,13 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(whole, tmp_path)
 def test_nothing_is_recognised(tmp_path):
     _, error = finish(start(tmp_path), expected_code=1)[0]
     assert error.count("\n") == 1
-    assert error.startswith("--distributed: the processes did not find each other (coordinator_address should be")
-    assert error.endswith("give --distributed.coordinator instead\n")
+    assert error.startswith("distributed: the processes did not find each other (coordinator_address should be")
+    assert error.endswith("give the coordinator instead\n")
 
 
 @pytest.mark.parametrize("coordinator", ["localhost", "localhost:", "localhost:http", ":1", "localhost:65536", "::1:1"])
 def test_an_address_without_a_port(coordinator):
-    with pytest.raises(InputError, match=f"^--distributed.coordinator {coordinator}: give HOST:PORT of process 0$"):
+    with pytest.raises(InputError, match=f"^distributed.coordinator {coordinator}: give HOST:PORT of process 0$"):
         DistributedConfig(coordinator=coordinator, num_processes=2, process_id=0)
 
 
@@ -193,7 +193,7 @@ def test_process_0_does_not_answer(joined, port, monkeypatch):
     monkeypatch.setattr("clipvis_jax.distributed._PATIENCE_S", 0)
     address = f"localhost:{port.getsockname()[1]}"
     reason = r"process 0 does not answer there \(Connection refused\); start it, or check the address"
-    with pytest.raises(InputError, match=f"^--distributed.coordinator {address}: {reason}$"):
+    with pytest.raises(InputError, match=f"^distributed.coordinator {address}: {reason}$"):
         start_processes(DistributedConfig(coordinator=address, num_processes=2, process_id=1))
     assert joined == []
 

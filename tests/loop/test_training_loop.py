@@ -206,7 +206,7 @@ def test_changed_settings_are_told_and_noted(tmp_path, elsewhere):
     run(ToyTask(), first, stop_after=3, description=describe(1))
     with pytest.raises(InputError, match="first: is a run with another CLIP"):
         run(ToyTask(), second, resume_from=source, description=describe(1, clip="b"))
-    with pytest.raises(InputError, match=r"first: is a run with another model to begin with \(--init-from\); choose"):
+    with pytest.raises(InputError, match=r"first: is a run with another model to begin with \(init_from\); choose"):
         run(ToyTask(), second, resume_from=source, description=describe(1, decoders_sha256="c"))
     with pytest.warns(UserWarning, match=r"first: .* settings than before: config\.optimizer\.learning_rate$"):
         run(ToyTask(), second, resume_from=source, stop_after=6, description=describe(2))

@@ -380,7 +380,7 @@ def test_clip_alone_is_no_checkpoint(with_clip: bool, tmp_path: Path, capsys: py
     options = ["--clip", write(tmp_path / "clip.safetensors", clip_alone("rn"))] if with_clip else []
     assert error_of(capsys, tmp_path, "--checkpoint", checkpoint, *options) == (
         f"clipvis: error: {checkpoint}: holds no decoders (no key starts with 'sem_seg_head.'); "
-        "give CLIP alone as --clip\n"
+        "give CLIP alone as clip\n"
     )
 
 
@@ -394,7 +394,7 @@ def test_decoders_of_another_clip(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_trained_decoders_are_no_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = write(tmp_path / "rn.pth", tensors("rn"))
-    assert f"{checkpoint}: holds trained decoders too; give it as --checkpoint" in error_of(
+    assert f"{checkpoint}: holds trained decoders too; give it as checkpoint" in error_of(
         capsys, tmp_path, "--clip", checkpoint
     )
 
@@ -405,7 +405,7 @@ def test_trained_decoders_are_no_clip(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give --checkpoint"),
+        ([], "give checkpoint"),
         (["--seed", "-1"], "--seed -1: must be between 0 and"),
         (["--seed", str(2**70)], f"--seed {2**70}: must be"),
         *(
@@ -446,7 +446,7 @@ def test_an_old_model_is_replaced_only_on_demand(
     options = ["--checkpoint", write(tmp_path / "weights.safetensors", tensors("rn")), "--tokenizer", tokenizer]
     model = tmp_path / "new" / "model"
     assert convert(*options, "--out", model) == 0
-    assert f"{model}: exists already; choose another --out or add --overwrite" in error_of(capsys, tmp_path, *options)
+    assert f"{model}: exists already; choose another folder or set overwrite" in error_of(capsys, tmp_path, *options)
     assert convert(*options, "--out", model, "--activation", "gelu", "--overwrite") == 0
     assert load_model(model).config.text.activation == "gelu"
 
@@ -455,4 +455,4 @@ def test_tokenizer_of_another_text_encoder(tmp_path: Path, tokenizer: Path, caps
     golden = GOLDENS / "tiny_rn.safetensors"  # 512 tokens
     error = error_of(capsys, tmp_path, "--checkpoint", golden, "--tokenizer", tokenizer)
     assert "has 518 entries, but the text encoder 512" in error
-    assert "--tokenizer" in error
+    assert "give the tokenizer that the model" in error

@@ -210,7 +210,7 @@ def test_an_old_model_is_replaced_only_on_demand(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "model"
     save(folder)
     (folder / "notes.txt").write_text("mine")
-    assert f"{folder}: exists already; choose another --out or add --overwrite" in message_of(save, folder)
+    assert f"{folder}: exists already; choose another folder or set overwrite" in message_of(save, folder)
     assert (folder / "notes.txt").exists()
     save(folder, source={"converter": "second"}, overwrite=True)
     assert json.loads((folder / "config.json").read_text())["source"] == {"converter": "second"}
