@@ -385,7 +385,8 @@ def test_help_without_a_configuration(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["train", "--help"])
     assert exit_.value.code == 0
-    assert "configs/lvis_r50.py" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert all(name in out for name in CONFIGS)
 
 
 def test_unknown_override_names_the_closest(config, capsys):
@@ -460,6 +461,24 @@ def test_workdir_of_another_run(whole, config, clip, tmp_path, capsys):
     other = tiny_model_folder(tmp_path / "other", "convnext")
     assert main(["train", str(config), "--workdir", str(whole), "--clip", str(other)]) == 2
     assert "is a run with another CLIP" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lvis_r50", "lvis_r50.py", "configs/lvis_r50.py"])
+def test_configurations_of_the_package_are_found_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path(name)) == load_config(TRAIN.parent / "configs" / "lvis_r50.py")
+    with pytest.raises(InputError, match=f"^elsewhere/{Path(name).name}: no such file; .* lvis_r50, "):
+        load_config(Path("elsewhere", Path(name).name))
+    # A file of one's own comes first.
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text("config = 1")
+    with pytest.raises(InputError, match="does not define 'config'"):
+        load_config(Path(name))
+
+
+def test_configurations_ship_with_the_package():
+    setuptools = pytest.importorskip("setuptools")
+    assert "clipvis_jax.configs" in setuptools.find_namespace_packages(str(TRAIN.parent), include=["clipvis_jax*"])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
