@@ -206,7 +206,7 @@ def open_dataset(
 
     Args:
         name_or_path: A name of `CATALOG` or `DRAWN`; or an annotation file, whose format is told from its keys; or a
-            folder that ``clipvis prepare`` wrote, also in an object store. A data set that is open is returned as it is.
+            folder that ``clipvis prepare`` wrote, also in an object store. An open data set is returned as it is.
         data_root: The folder with all known data sets; needed for a name of `CATALOG`.
         images: The folder that file names of frames start from. Default: the known one; for an annotation file
             ``JPEGImages`` beside it, or else the folder that it lies in.

@@ -471,7 +471,7 @@ def test_configurations_of_the_package_are_found_by_name(name, tmp_path, monkeyp
         load_config(Path("elsewhere", Path(name).name))
     # A file of one's own comes first.
     Path(name).parent.mkdir(exist_ok=True)
-    Path(name).write_text("config = 1")
+    Path(name).write_text("config = 1", encoding="utf-8")
     with pytest.raises(InputError, match="does not define 'config'"):
         load_config(Path(name))
 

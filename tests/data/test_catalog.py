@@ -90,7 +90,7 @@ def test_splits_keep_their_purpose():
     train, occlusion = open_dataset("shapes_train"), open_dataset("shapes_occlusion")
     check_held_out(occlusion)
     check_held_out(make_dataset())
-    with pytest.raises(InputError, match="for training; evaluate on one of shapes_val, shapes_test, .*shapes_occlu"):
+    with pytest.raises(InputError, match=r"for training; evaluate on one of shapes_val, shapes_test, .*shapes_occlu"):
         check_held_out(train)
     check_for_training(train)
     check_for_training(make_dataset())

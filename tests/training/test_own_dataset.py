@@ -1,4 +1,4 @@
-"""A data set of one's own, as docs/own_dataset.md shows it: trains and evaluates, and no file of the package changes."""
+"""A data set of one's own, as docs/own_dataset.md shows it: trains and evaluates, no file of the package changes."""
 
 import json
 from pathlib import Path
