@@ -30,7 +30,7 @@ class Predict:
     """
 
     source: Annotated[Path, tyro.conf.Positional, arg(metavar="SOURCE")]
-    """Video file (anything FFmpeg reads), folder of images, or image."""
+    """Video file (what FFmpeg decodes, or an animation), folder of images, or image."""
     model: Annotated[Path, arg(metavar="DIR")]
     """Model folder, made by 'clipvis convert'."""
     classes: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")] = ()
@@ -45,6 +45,8 @@ class Predict:
     """First frame number that is left out."""
     every: Annotated[int, arg(metavar="N")] = 1
     """Use every N-th frame."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Where a video cannot be decoded: stop with an error, or skip those frames and say which are missing."""
     size: Annotated[int, arg(metavar="PIXELS")] = 480
     """Shorter side that frames are resized to for the network."""
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 100 for an image)")] = None
@@ -73,7 +75,7 @@ class Predict:
             classes = read_classes(self.classes, self.classes_file)
             selection = FrameSelection(self.start, self.end, self.every)
             config = InferenceConfig(size=self.size, window=self.window, temp_dir=self.out)
-            source = open_frames(self.source, selection)
+            source = open_frames(self.source, selection, on_error=self.on_error)
             if self.overlay and predict_outputs.overlay_path(self.out, source).resolve() == self.source.resolve():
                 raise InputError(f"{self.source}: the overlay would replace it; choose another --out")
             enable_compilation_cache()
@@ -83,7 +85,7 @@ class Predict:
             written = predict_outputs.write_results(
                 out, result, source, selection, overlay=self.overlay, show_progress=True
             )
-        predict_outputs.print_summary(result, selection)
+        predict_outputs.print_summary(result, predict_outputs.frame_numbers(source, selection, result.num_frames))
         print("wrote " + " and ".join(str(path) for path in written))
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -87,19 +87,25 @@ def write_tracks(file: TextIO, result: VideoResult, source: FrameSource, selecti
     """Write the tracks as JSON.
 
     ``results`` is a list of YouTube-VIS results with ``category_name`` and ``track_id`` added; ``categories`` and
-    ``video`` say what their ids and frames are.
+    ``video`` say what their ids and frames are. Of a video file, ``video`` also holds ``frame_times_s`` (seconds since
+    its first frame), and ``skipped_frames`` (their numbers) if some could not be decoded.
     """
+    video = {
+        "id": 1,
+        "name": source.name,
+        "height": result.height,
+        "width": result.width,
+        "length": result.num_frames,
+        "fps": source.fps,
+        "frame_numbers": frame_numbers(source, selection, result.num_frames),
+    }
+    if source.frame_times_s:
+        video["frame_times_s"] = list(source.frame_times_s.values())
+    if source.skipped_frames:
+        video["skipped_frames"] = list(source.skipped_frames)
     head = {
         "info": {"creator": f"clipvis_jax {__version__}", "format": "YouTube-VIS results"},
-        "video": {
-            "id": 1,
-            "name": source.name,
-            "height": result.height,
-            "width": result.width,
-            "length": result.num_frames,
-            "fps": source.fps,
-            "frame_numbers": [_frame_number(selection, index) for index in range(result.num_frames)],
-        },
+        "video": video,
         "categories": [
             {"id": index, "name": name, "synonyms": list(parse_synonyms(name))}
             for index, name in enumerate(result.class_names, start=1)
@@ -135,16 +141,18 @@ def write_overlay(
             Image.fromarray(_draw(frame, tracks, 0)).save(temporary)
         return
     fps = max((source.fps or FOLDER_FPS) / selection.every, _MIN_FPS)
-    with VideoWriter(path, result.height, result.width, fps) as writer:
+    times_s = list(source.frame_times_s.values())
+    shape = result.height, result.width
+    with VideoWriter(path, *shape, fps, times_s=times_s, pixel_aspect=source.pixel_aspect) as writer:
         frames = tqdm(source, total=result.num_frames, desc="writing overlay", unit="frame", disable=not show_progress)
         for index, (_, frame) in enumerate(frames):
             writer.write(_draw(frame, tracks, index))
 
 
-def print_summary(result: VideoResult, selection: FrameSelection, console: Console | None = None) -> None:
+def print_summary(result: VideoResult, numbers: Sequence[int], console: Console | None = None) -> None:
     """Print a table of the results: track, class, score, frames in which it is seen, mean size.
 
-    A track that may be of several classes is listed under each. Frames are numbered as in the source.
+    A track that may be of several classes is listed under each. Frames are numbered by ``numbers``.
     """
     console = console or Console()
     instances = len({track.track_id for track in result.tracks})
@@ -163,7 +171,7 @@ def print_summary(result: VideoResult, selection: FrameSelection, console: Conso
         pixels = np.array([coco_mask.area(mask) for mask in track.segmentations])
         area = pixels / (result.height * result.width)
         present = np.flatnonzero(area)
-        first_last = [str(_frame_number(selection, int(index))) for index in (*present[:1], *present[-1:])]
+        first_last = [str(numbers[index]) for index in (*present[:1], *present[-1:])]
         table.add_row(
             str(track.track_id),
             Text(track.class_name),  # as it stands: brackets are not markup
@@ -175,9 +183,9 @@ def print_summary(result: VideoResult, selection: FrameSelection, console: Conso
     console.print(table)
 
 
-def _frame_number(selection: FrameSelection, index: int) -> int:
-    """Return the number in the source of a selected frame."""
-    return selection.start + index * selection.every
+def frame_numbers(source: FrameSource, selection: FrameSelection, length: int) -> list[int]:
+    """Say which numbers the frames of a result have in its source; frames that had to be skipped have none."""
+    return list(source.frame_times_s) or [selection.start + index * selection.every for index in range(length)]
 
 
 def _draw(frame: UInt8[np.ndarray, "h w 3"], tracks: list[Track], index: int) -> UInt8[np.ndarray, "h w 3"]:

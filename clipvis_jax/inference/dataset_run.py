@@ -16,13 +16,13 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.inference.results import VideoResult
 from clipvis_jax.inference.segmenter import VIDEO_TOP_K, Segmenter
 from clipvis_jax.io.files import atomic_path, prepare_output_dir, write_text
+from clipvis_jax.media.video_reader import FrameSource
 
 
-class DatasetFrames:
-    """The frames of one video of a data set, as a ``video.FrameSource``."""
+class DatasetFrames(FrameSource):
+    """The frames of one video of a data set, as a ``FrameSource``."""
 
     kind: Literal["video", "folder", "image"] = "folder"
-    fps: float | None = None
 
     def __init__(self, dataset: Dataset, index: int) -> None:
         self._dataset, self._index = dataset, index

@@ -1,25 +1,47 @@
-"""Read images as 8-bit RGB, whatever their mode."""
+"""Read images as 8-bit RGB, whatever their mode; animations page by page."""
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL.Image import Transpose
+from PIL.TiffImagePlugin import TiffImageFile
 
 from clipvis_jax.errors import InputError
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".apng", ".avif", ".avifs", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
+    *(".jpg", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+# Named, because Pillow otherwise tries all it knows, of which EPS starts another program.
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+_NO_DURATION_MS = 100  # what browsers make of a duration of 0
+_REDUCED_COPY = 1  # bit of a TIFF page's tag NewSubfileType
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file as 8-bit RGB, turned by its EXIF orientation.
+    """Read an image file as 8-bit RGB, turned by its EXIF orientation; nothing else of its metadata is looked at.
 
-    16-bit pixels are scaled, transparent ones blended with black; of several pages the first is read.
+    16-bit pixels are scaled, transparent ones blended with black.
 
     Raises:
-        InputError: the file cannot be read, or has 32-bit pixels, for which no range is defined.
+        InputError: the file cannot be read, has several pages (`read_pages` reads them), has more pixels than
+            Pillow allows (179 million), or has 32-bit pixels, for which no range is defined.
     """
     return _read(path, str(path))
 
@@ -33,26 +55,121 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     return _read(io.BytesIO(data), name)
 
 
+def page_durations_ms(path: Path) -> list[float | None]:
+    """Measure the pages of an animation or a multi-page file: for how many milliseconds each is shown.
+
+    A TIFF's pages have no duration (None), nor has the page of a still image. A page of duration 0 counts 100 ms,
+    as in browsers.
+
+    Raises:
+        InputError: see `read_image`.
+    """
+    with _opened(path, str(path)) as image:
+        durations_ms: list[float | None] = []
+        for page in _pages(image):
+            if image.format in ("WEBP", "AVIF"):
+                page.load()  # only then is the duration known
+            is_timed = image.format in ("GIF", "PNG", "WEBP", "AVIF")
+            durations_ms.append(float(page.info.get("duration") or _NO_DURATION_MS) if is_timed else None)
+        return durations_ms if len(durations_ms) > 1 else [None]
+
+
+def read_pages(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Read the pages of an animation or a multi-page file as 8-bit RGB, one after the other.
+
+    Raises:
+        InputError: see `read_image`.
+    """
+    with _opened(path, str(path)) as image:
+        for page in _pages(image):
+            yield _rgb(page, str(path))
+
+
 def _read(source: Path | io.BytesIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    with _opened(source, name) as image:
+        pages = _pages(image)
+        page_u8 = _rgb(next(pages), name)
+        if next(pages, None) is not None:
+            raise InputError(f"{name}: has several pages where one image is needed; save its pages as files")
+        return page_u8
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
+    """Open an image; whatever goes wrong in the block becomes an InputError that names it."""
     try:
-        with Image.open(source) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode in ("I", "F"):
-                raise InputError(f"{name}: has 32-bit pixels of unknown range; convert it to 8 bits")
-            if image.mode.startswith("I;16"):
-                # Pillow would clip. The high byte is also what it takes of 16-bit colours.
-                grey_u8 = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(grey_u8[:, :, None], 3, axis=2)
-            if image.has_transparency_data:
-                return blend_with_black(np.asarray(image.convert("RGBA")))
-            return np.array(image.convert("RGB"))
+        if _is_heif(source):
+            _register_heif(name)
+        Image.init()
+        with Image.open(source, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+            yield image
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: is not an image that can be read; replace or remove it") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: has more than 179 million pixels; make it smaller") from error
     except Exception as error:  # Pillow's plugins raise whatever the broken bytes lead them to.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name}: cannot be read as an image ({reason}); replace or remove it") from error
+
+
+def _is_heif(source: Path | io.BytesIO) -> bool:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            start = file.read(64)
+    else:
+        start = source.getbuffer()[:64].tobytes()
+    brands = start[8 : int.from_bytes(start[:4], "big")]
+    return start[4:8] == b"ftyp" and any(brand in brands for brand in (b"heic", b"heix", b"heim", b"hevc", b"hevx"))
+
+
+def _register_heif(name: str) -> None:
+    """Let Pillow read HEIC, of which FFmpeg gives single tiles."""
+    try:
+        import pillow_heif  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise InputError(
+            f"{name}: is a HEIC picture, which needs the package pillow-heif; install it or convert the file to JPEG"
+        ) from error
+    pillow_heif.register_heif_opener()
+
+
+def _pages(image: Image.Image) -> Iterator[Image.Image]:
+    """Give the pages that are shown: no preview beside a JPEG, no reduced copy of a TIFF's page."""
+    if image.format == "MPO":
+        yield image
+        return
+    for index, page in enumerate(ImageSequence.Iterator(image)):
+        # A PNG may hold another picture for programs that know no animations.
+        is_stand_in = index == 0 and image.info.get("default_image", False)
+        is_reduced = isinstance(page, TiffImageFile) and index > 0 and page.tag_v2.get(254, 0) & _REDUCED_COPY
+        if not is_stand_in and not is_reduced:
+            yield page
+
+
+def _rgb(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    image.load()
+    if (turn := _TURNS.get(_orientation(image))) is not None:
+        image = image.transpose(turn)
+    if image.mode in ("I", "F"):
+        raise InputError(f"{name}: has 32-bit pixels of unknown range; convert it to 8 bits")
+    if image.mode.startswith("I;16"):
+        # Pillow would clip. The high byte is also what it takes of 16-bit colours.
+        grey_u8 = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey_u8[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        return blend_with_black(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read the EXIF orientation, 1 to 8; metadata that cannot be understood turns nothing."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises whatever the odd bytes lead it to.
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def blend_with_black(rgba_u8: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:

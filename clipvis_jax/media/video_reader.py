@@ -1,32 +1,23 @@
-"""Read frames from videos, folders of images and images.
+"""Read frames from videos, animations, folders of images and images.
 
 Frames are 8-bit RGB in numpy. Only a few decoded frames exist at a time.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Literal, Protocol, runtime_checkable
 
-import av
 import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
-from av.stream import Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.media.images import IMAGE_SUFFIXES, blend_with_black, list_images, read_image
-
-# These containers state their exact length up front; others guess it, or find it by looking at what is there.
-_EXACT_LENGTH_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
-_MAX_FPS = 1000
-# PyAV before 19 decodes metadata while opening, and fails at what is not UTF-8; later it decodes what is asked for.
-_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-# FFmpeg's default is faster, but makes frames darker by 1 of 255, and 10-bit ones by 2.
-_ROUND_EXACTLY = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+from clipvis_jax.media.images import IMAGE_SUFFIXES, list_images, page_durations_ms, read_image, read_pages
+from clipvis_jax.media.video_decoder import VideoDecoder
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class FrameSelection:
         if self.start < 0:
             raise InputError(f"start {self.start}: frame numbers begin at 0; use 0 or more")
         if self.end is not None and self.end <= self.start:
-            raise InputError(f"end {self.end}: leaves no frame; use more than start, which is {self.start}")
+            raise InputError(f"end {self.end}: leaves no frame; use more than the start, which is {self.start}")
         if self.every < 1:
             raise InputError(f"every {self.every}: must be 1 (each frame) or more")
 
@@ -70,28 +61,45 @@ class FrameSource(Protocol):
         fps: frames per second of the source, before `every`; None for folders and images, and if not known.
         expected_frames: number of selected frames; exact for folders and images, by the header for
             videos, which may be a little wrong; None if the header does not say.
+        pixel_aspect: width of a pixel on the screen over its height.
+        frame_times_s: for each selected frame, by its number, when it is shown: seconds since the source's first
+            frame. Known once a video was read; empty for folders and images. Frames that had to be skipped lack.
+        skipped_frames: numbers of frames that could not be decoded, in the latest reading.
     """
 
     name: str
     kind: Literal["video", "folder", "image"]
     height: int
     width: int
-    fps: float | None
+    fps: float | None = None
     expected_frames: int | None
+    pixel_aspect: Fraction = Fraction(1)
+    frame_times_s: Mapping[int, float] = MappingProxyType({})
+    skipped_frames: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]: ...
 
 
-def open_frames(path: str | Path, selection: FrameSelection | None = None) -> FrameSource:
-    """Open a video file, a folder of images or an image.
+def open_frames(
+    path: str | Path, selection: FrameSelection | None = None, *, on_error: Literal["stop", "skip"] = "stop"
+) -> FrameSource:
+    """Open a video file, an animation, a folder of images or an image.
 
     The first frame is decoded to find the size, so most unusable inputs fail here.
 
-    * Videos: whatever FFmpeg decodes. Frame number = index of the decoded frame.
+    * Videos: containers and codecs that FFmpeg decodes. Frame number = index of the frame. Of several video streams
+      the film is read, not a cover picture or a preview.
+    * Animations (GIF, PNG, WebP, AVIF) and TIFFs of several pages are videos of all their pages.
     * Folders: their images in natural order (2.jpg before 10.jpg); hidden files, other files and subfolders
       are ignored. Frame number = position in that order.
     * Rotation and mirroring (a phone video's display matrix, an image's EXIF orientation) are applied.
     * Transparent pixels are blended with black: what hides below them may be anything.
+
+    Args:
+        path: the file or folder.
+        selection: which frames are used; by default all.
+        on_error: what happens where a video cannot be decoded or is cut off: "stop" raises InputError there; "skip"
+            goes on after it, and a warning names the missing frames.
 
     Raises:
         InputError: the input cannot be used; one line that names the file and says what to do.
@@ -108,193 +116,93 @@ def open_frames(path: str | Path, selection: FrameSelection | None = None) -> Fr
         raise InputError(f"{path}: is neither a file nor a folder; give a video, an image or a folder of images")
     if size == 0:
         raise InputError(f"{path}: is empty (0 bytes); copy or download it again")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return _ImageSource("image", path.name, [path], selection)
-    return _VideoSource(path, selection)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return _VideoSource(path, selection, on_error)
+    durations_ms = page_durations_ms(path)
+    if len(durations_ms) > 1:
+        return _PageSource(path, durations_ms, selection)
+    return _ImageSource("image", path.name, [path], selection)
 
 
-class _ImageSource:
+class _ImageSource(FrameSource):
     """Images that are already listed; see FrameSource."""
 
     def __init__(self, kind: Literal["folder", "image"], name: str, paths: list[Path], selection: FrameSelection):
-        numbers = selection.numbers(len(paths))
-        if not numbers:
-            raise InputError(
-                f"{paths[0] if kind == 'image' else paths[0].parent}: has only {len(paths)} frame(s), "
-                f"start {selection.start} is beyond its end; use a smaller start"
-            )
-        self.kind: Literal["video", "folder", "image"] = kind
+        self._numbers = selection.numbers(len(paths))
+        if not self._numbers:
+            raise _starts_too_late(paths[0] if kind == "image" else paths[0].parent, len(paths), selection)
+        self.kind = kind
         self.name = name
-        self.height, self.width = read_image(paths[numbers[0]]).shape[:2]
-        self.fps: float | None = None
-        self.expected_frames: int | None = len(numbers)
+        self.height, self.width = read_image(paths[self._numbers[0]]).shape[:2]
+        self.expected_frames = len(self._numbers)
         self._paths = paths
-        self._numbers = numbers
 
     def __iter__(self) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         for number in self._numbers:
             frame_u8 = read_image(self._paths[number])
-            height, width = frame_u8.shape[:2]
-            if (height, width) != (self.height, self.width):
-                raise InputError(
-                    f"{self._paths[number]}: frame {number} is {width} x {height} pixels, but the first one "
-                    f"is {self.width} x {self.height}; give all frames one size or move this file away"
-                )
+            _check_size(self, number, frame_u8, self._paths[number])
             yield number, frame_u8
 
 
-class _VideoSource:
-    """A video file; see FrameSource."""
+class _PageSource(FrameSource):
+    """The pages of an animation or a multi-page file; see FrameSource."""
 
-    def __init__(self, path: Path, selection: FrameSelection) -> None:
-        self.kind: Literal["video", "folder", "image"] = "video"
-        self.name = path.name
+    def __init__(self, path: Path, durations_ms: list[float | None], selection: FrameSelection) -> None:
         self._path = path
-        self._selection = selection
-        with _open_video(path) as (container, stream):
-            rate = stream.average_rate or stream.guessed_rate
-            if stream.duration is not None:
-                length_s = stream.duration * stream.time_base
-            else:
-                length_s = Fraction(container.duration or 0, av.time_base)
-            # Not the header's frame count: an mp4 may hold more frames than it wants shown.
-            frames = round(length_s * (rate or 0))
-        # Files without a frame rate may report the resolution of their clock.
-        self.fps = float(rate) if rate and rate <= _MAX_FPS else None
-        self.expected_frames = len(selection.numbers(frames)) if frames else None
-        _, first_u8 = next(self._read(FrameSelection()))
-        self.height, self.width = first_u8.shape[:2]
+        self._numbers = selection.numbers(len(durations_ms))
+        if not self._numbers:
+            raise _starts_too_late(path, len(durations_ms), selection)
+        self.kind = "video"
+        self.name = path.name
+        self.height, self.width = next(read_pages(path)).shape[:2]
+        self.expected_frames = len(self._numbers)
+        if known_ms := [duration_ms for duration_ms in durations_ms if duration_ms is not None]:
+            self.fps = 1000 * len(known_ms) / sum(known_ms)
+            starts_ms = [0.0, *accumulate(known_ms)]
+            self.frame_times_s = {number: starts_ms[number] / 1000 for number in self._numbers}
 
     def __iter__(self) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-        return self._read(self._selection)
-
-    def _read(self, selection: FrameSelection) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-        # Frames to skip are decoded too: seeking to an exact frame works in some formats only.
-        reformatter = VideoReformatter()
-        count = 0
-        try:
-            with _open_video(self._path) as (container, stream):
-                for number, frame in enumerate(self._decode(container, stream)):
-                    size = frame.width, frame.height
-                    if number == 0:
-                        # Holds for all frames, as in FFmpeg's player: later ones need not repeat the matrix.
-                        first_size, display_matrix = size, _display_matrix(frame)
-                    if size != first_size:
-                        raise InputError(
-                            f"{self._path}: frame {number} is {size[0]} x {size[1]} pixels, but the first "
-                            f"one is {first_size[0]} x {first_size[1]}; use end {number} or convert the "
-                            "video to one size"
-                        )
-                    count = number + 1
-                    if number in selection.numbers(count):
-                        yield (
-                            number,
-                            _apply_display_matrix(_rgb_from_frame(frame, reformatter), display_matrix),
-                        )
-                    if count == selection.end:
-                        return
-        except MemoryError:
-            raise
-        except av.FFmpegError as error:
-            raise InputError(
-                f"{self._path}: is damaged or cut off: {count} frames can be decoded, then comes "
-                f"'{error.strerror}'; copy it again or use end {count}"
-            ) from error
-        if count <= selection.start:
-            raise InputError(
-                f"{self._path}: has only {count} frame(s), start {selection.start} is beyond its end; "
-                "use a smaller start"
-            )
-
-    def _decode(self, container: Any, stream: Any) -> Iterator[av.VideoFrame]:
-        """Give all frames; complain if the file ends clearly before the length that its header states.
-
-        FFmpeg reports a cut file in some formats only. The measure is the time that the packets of any stream
-        reach (sound may go on after the pictures, and frames may come at uneven distances). A file counts as
-        cut if more than 1.5 frames (half a one for rounding) and more than 2 % of the length are missing.
-        """
-        count = 0
-        reached_s = Fraction(0)
-        for packet in container.demux():
-            timestamp = packet.dts if packet.pts is None else packet.pts
-            if timestamp is not None:
-                reached_s = max(reached_s, (timestamp + (packet.duration or 0)) * packet.time_base)
-            if packet.stream is not stream:
-                continue
-            try:
-                frames = packet.decode()
-            except av.InvalidDataError:
-                if count > 0:
-                    raise
-                continue  # A recording may begin between two key frames.
-            for frame in frames:
-                yield frame
-                count += 1
-        if count == 0:
-            raise InputError(f"{self._path}: no frame can be decoded, so it is damaged or cut off; copy it again")
-        if container.format.name not in _EXACT_LENGTH_FORMATS or not stream.average_rate:
-            return
-        length_s = Fraction(container.duration or 0, av.time_base)
-        if container.format.name == "avi":
-            # FFmpeg shortens the duration of a cut AVI file to what is there, but not the frame count.
-            length_s = max(length_s, stream.frames / stream.average_rate)
-        # Some files count their length from 0 even if they start later: only an early start is allowed for.
-        start_s = min(Fraction(container.start_time or 0, av.time_base), Fraction(0))
-        missing_s = length_s - (reached_s - start_s)
-        if missing_s > max(Fraction(3, 2) / stream.average_rate, length_s / 50):
-            raise InputError(
-                f"{self._path}: is cut off: it ends after frame {count - 1} ({float(reached_s):.2f} s), but "
-                f"its header states {float(length_s):.2f} s; copy it again or use end {count}"
-            )
+        for number, page_u8 in enumerate(read_pages(self._path)):
+            if number >= self._numbers.stop:
+                return
+            _check_size(self, number, page_u8, self._path)
+            if number in self._numbers:
+                yield number, page_u8
 
 
-@contextmanager
-def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Open a video file's container and its first video stream."""
-    try:
-        # FFmpeg takes "12:30.mp4" for an address, but not a path that begins with a slash.
-        container = av.open(str(path.absolute()), **_OPEN_OPTIONS)
-    except MemoryError:
-        raise
-    except av.FFmpegError as error:
+class _VideoSource(FrameSource):
+    """A video file; see FrameSource."""
+
+    def __init__(self, path: Path, selection: FrameSelection, on_error: Literal["stop", "skip"]) -> None:
+        self._decoder = VideoDecoder(path, on_error)
+        self._selection = selection
+        self.kind = "video"
+        self.name = path.name
+        self.height, self.width = self._decoder.height, self._decoder.width
+        self.fps = self._decoder.fps
+        self.pixel_aspect = self._decoder.pixel_aspect
+        self.expected_frames = len(selection.numbers(self._decoder.length)) if self._decoder.length else None
+
+    def __iter__(self) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
+        times_s: dict[int, float] = {}
+        for number, time_s, frame_u8 in self._decoder.read(self._selection.numbers(sys.maxsize)):
+            times_s[number] = time_s
+            yield number, frame_u8
+        if not times_s:
+            raise _starts_too_late(self._decoder.path, self._decoder.count, self._selection)
+        self.frame_times_s, self.skipped_frames = times_s, tuple(self._decoder.skipped)
+
+
+def _starts_too_late(path: Path, frames: int, selection: FrameSelection) -> InputError:
+    return InputError(
+        f"{path}: has only {frames} frame(s), so start {selection.start} is beyond its end; use a smaller start"
+    )
+
+
+def _check_size(source: FrameSource, number: int, frame_u8: UInt8[np.ndarray, "h w 3"], path: Path) -> None:
+    height, width = frame_u8.shape[:2]
+    if (height, width) != (source.height, source.width):
         raise InputError(
-            f"{path}: cannot be opened as a video ({error.strerror}); "
-            "give a complete video file, an image or a folder of images"
-        ) from error
-    with container:
-        # A song's cover picture is a video stream to FFmpeg.
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams:
-            raise InputError(f"{path}: has no video stream; give a file with moving pictures")
-        if streams[0].codec_context is None:
-            raise InputError(f"{path}: has a video codec that FFmpeg does not know; convert it to H.264")
-        streams[0].thread_type = "AUTO"
-        yield container, streams[0]
-
-
-def _rgb_from_frame(frame: av.VideoFrame, reformatter: VideoReformatter) -> UInt8[np.ndarray, "h w 3"]:
-    has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
-    rgb = reformatter.reformat(frame, format="rgba" if has_alpha else "rgb24", interpolation=_ROUND_EXACTLY)
-    return blend_with_black(rgb.to_ndarray()) if has_alpha else rgb.to_ndarray()
-
-
-def _display_matrix(frame: av.VideoFrame) -> Int32[np.ndarray, "3 3"]:
-    """Say how a frame is turned and mirrored for display, in 16.16 fixed point."""
-    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if side_data is None:
-        return np.eye(3, dtype=np.int32) << 16
-    return np.frombuffer(bytes(side_data), np.int32).reshape(3, 3)
-
-
-def _apply_display_matrix(
-    frame_u8: UInt8[np.ndarray, "h1 w1 3"], matrix: Int32[np.ndarray, "3 3"]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Turn and mirror a frame, to the nearest quarter turn.
-
-    The matrix [[a, b, u], [c, d, v], [s, t, w]] shows pixel (x, y) at (a x + c y, b x + d y); y points down.
-    """
-    (a, b), (c, d) = matrix[:2, :2].tolist()
-    if abs(b) > abs(a):
-        frame_u8 = frame_u8.transpose(1, 0, 2)
-        a, d = c, b
-    return np.ascontiguousarray(frame_u8[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+            f"{path}: frame {number} is {width} x {height} pixels, but the first one is {source.width} x "
+            f"{source.height}; give all frames one size or leave this one out"
+        )

@@ -1,5 +1,6 @@
 """Write videos that browsers play."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,8 @@ from jaxtyping import UInt8
 from clipvis_jax.errors import InputError
 from clipvis_jax.io.files import atomic_path
 
+_TICKS_PER_S = Fraction(90_000)  # as in broadcasting: 24, 25, 30 and their NTSC rates divide it
+
 
 class VideoWriter:
     """Write frames to an H.264 mp4 that browsers play.
@@ -25,18 +28,35 @@ class VideoWriter:
         height: frame height in pixels.
         width: frame width in pixels.
         fps: frames per second, 0.01 to 1000; a rounded NTSC rate such as 29.97003 becomes 30000/1001 again.
+        times_s: when each frame is shown, in seconds, rising. Where all are within half a frame of an even pace,
+            frames are written at that pace; None: so they are.
+        pixel_aspect: width of a pixel on the screen over its height.
 
     Raises:
         InputError: `fps` is out of its range, or the file cannot be written.
     """
 
-    def __init__(self, path: str | Path, height: int, width: int, fps: float) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        height: int,
+        width: int,
+        fps: float,
+        *,
+        times_s: Sequence[float] | None = None,
+        pixel_aspect: Fraction = Fraction(1),
+    ) -> None:
         # An mp4 counts its length in milliseconds.
         if not 0.01 <= fps <= 1000:
             raise InputError(f"frame rate {fps}: must be from 0.01 to 1000 frames per second")
         self._path = Path(path)
         self._size = (height, width)
         self._rate = Fraction(fps).limit_denominator(1001)
+        self._pixel_aspect = pixel_aspect
+        since_first_s = [time_s - times_s[0] for time_s in times_s] if times_s else []
+        is_even = all(abs(time_s - i / fps) <= 0.5 / fps for i, time_s in enumerate(since_first_s))
+        self._times_s = None if is_even else since_first_s
+        self._last_tick = -1
         self._frames = 0
         self._reformatter = VideoReformatter()
 
@@ -50,8 +70,11 @@ class VideoWriter:
             height, width = self._size
             self._stream.height, self._stream.width = height + height % 2, width + width % 2
             self._stream.pix_fmt = "yuv420p"
+            if self._times_s is not None:
+                self._stream.codec_context.time_base = 1 / _TICKS_PER_S
             # Untagged colours are shown as BT.601 by some players and as BT.709 by others.
             context = self._stream.codec_context
+            context.sample_aspect_ratio = self._pixel_aspect
             context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
             stack.push(self._finish)
             self._on_exit = stack.pop_all()
@@ -73,7 +96,12 @@ class VideoWriter:
         frame = self._reformatter.reformat(
             rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
-        frame.pts, frame.time_base = self._frames, 1 / self._rate
+        if self._times_s is None:
+            frame.pts, frame.time_base = self._frames, 1 / self._rate
+        else:
+            # The encoder takes rising times only.
+            self._last_tick = max(round(self._times_s[self._frames] * _TICKS_PER_S), self._last_tick + 1)
+            frame.pts, frame.time_base = self._last_tick, 1 / _TICKS_PER_S
         self._encode(frame)
         self._frames += 1
 

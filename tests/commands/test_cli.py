@@ -192,8 +192,9 @@ def test_errors_name_the_option_of_a_field(message: str, arguments: str, expecte
 
 
 PREDICT_OPTIONS = (
-    "--model DIR|--classes NAME [NAME ...]|--classes-file FILE|--out DIR|--start N|--end N|--every N|--size PIXELS"
-    "|--top-k N|--min-score SCORE|--no-overlay|--dtype {float32,bfloat16}|--window N"
+    "--model DIR|--classes NAME [NAME ...]|--classes-file FILE|--out DIR|--start N|--end N|--every N"
+    "|--on-error {stop,skip}|--size PIXELS|--top-k N|--min-score SCORE|--no-overlay|--dtype {float32,bfloat16}"
+    "|--window N"
 )
 CONVERT_OPTIONS = (
     "--out DIR|--checkpoint FILE|--clip FILE|--tokenizer NAME|--activation {quick_gelu,gelu}|--text-heads N|--seed N"
@@ -241,9 +242,9 @@ def test_no_such_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--size", "0"], "--size 0: must be between 32 and 1333 pixels"),
         (["--size", "5000"], "--size 5000: must be"),
-        (["--every", "0"], "--every 0: must be 1"),
-        (["--start", "-1"], "--start -1: frame numbers begin at 0"),
-        (["--start", "5", "--end", "5"], "--end 5: leaves no frame"),
+        (["--every", "0"], "every 0: must be 1"),
+        (["--start", "-1"], "start -1: frame numbers begin at 0"),
+        (["--start", "5", "--end", "5"], "end 5: leaves no frame"),
         (["--top-k", "0"], "--top-k 0: must be 1 or more"),
         (["--min-score", "2"], "--min-score 2.0: must be between 0 and 1"),
         (["--min-score", "nan"], "--min-score nan: must be"),

@@ -3,6 +3,8 @@
 import errno
 import io
 import json
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -74,9 +76,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def summary(result: VideoResult, selection: FrameSelection | None = None) -> str:
+def summary(result: VideoResult, numbers: Sequence[int] | None = None) -> str:
     text = io.StringIO()
-    print_summary(result, selection or FrameSelection(), Console(file=text, width=100))
+    print_summary(result, numbers or range(result.num_frames), Console(file=text, width=100))
     return text.getvalue()
 
 
@@ -122,6 +124,47 @@ def test_facts_of_a_video(tmp_path: Path) -> None:
     (path,) = write_results(tmp_path, make_result(12), source, FrameSelection(), overlay=False, show_progress=False)
     video = json.loads(path.read_text())["video"]
     assert (video["name"], video["fps"], video["frame_numbers"]) == ("clip.mp4", FPS, list(range(12)))
+
+
+CASES = Path(__file__).parents[1] / "cases" / "media"
+
+
+def write_case(name: str, out: Path, selection: FrameSelection, **options: object) -> dict:
+    """Write the results of a source that was read, as after a prediction; return what is told of the video."""
+    source = open_frames(CASES / name, selection, **options)
+    result = VideoResult([], CLASSES, source.height, source.width, len(list(source)))
+    written = write_results(out, result, source, selection, overlay=True, show_progress=False)
+    assert written == [out / "tracks.json", out / "overlay.mp4"]
+    return json.loads(written[0].read_text())["video"]
+
+
+def test_frames_are_shown_when_they_were(tmp_path: Path) -> None:
+    video = write_case("vfr.mkv", tmp_path, FrameSelection())
+    assert video["frame_times_s"][10:12] == [0.4, 3.44]
+    assert video["frame_times_s"][-1] == 3.76
+    with av.open(str(tmp_path / "overlay.mp4")) as container:
+        assert [frame.time for frame in container.decode(video=0)] == pytest.approx(video["frame_times_s"])
+
+
+def test_skipped_frames_are_told(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="missing: 8"):
+        video = write_case("corrupt.avi", tmp_path, FrameSelection(6, None, 2), on_error="skip")
+    assert video["frame_numbers"] == [6, 10, 12, 14, 16, 18]
+    assert video["skipped_frames"] == [8]
+    assert video["frame_times_s"] == [0.24, 0.4, 0.48, 0.56, 0.64, 0.72]
+    with av.open(str(tmp_path / "overlay.mp4")) as container:
+        assert [frame.time for frame in container.decode(video=0)] == pytest.approx([0, 0.16, 0.24, 0.32, 0.4, 0.48])
+
+
+def test_pixels_keep_their_shape_on_the_screen(tmp_path: Path) -> None:
+    write_case("sar.mp4", tmp_path, FrameSelection())
+    with av.open(str(tmp_path / "overlay.mp4")) as container:
+        assert Fraction(container.streams.video[0].sample_aspect_ratio) == Fraction(32, 27)
+
+
+def test_an_animation_gives_a_video(tmp_path: Path) -> None:
+    video = write_case("anim.webp", tmp_path, FrameSelection())
+    assert (video["length"], video["fps"], video["frame_times_s"]) == (5, 10.0, [0.0, 0.1, 0.2, 0.3, 0.4])
 
 
 # --- overlay
@@ -177,7 +220,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
         calls.append([(*track[:2], tuple(track[2])) for track in zip(seen, labels, colors.tolist(), strict=True)])
         return frame
 
-    monkeypatch.setattr(outputs, "draw_tracks", record)
+    monkeypatch.setattr(predict_outputs, "draw_tracks", record)
     return calls
 
 
@@ -274,7 +317,7 @@ def test_a_folder_that_cannot_be(place: str, tmp_path: Path) -> None:
 
 
 def test_summary_lists_every_result() -> None:
-    lines = summary(make_result(4), FrameSelection(10, None, 5)).splitlines()
+    lines = summary(make_result(4), range(10, 30, 5)).splitlines()
     assert lines[0].strip() == "4 results, 3 instances, 4 frames"
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     area = f"{20 * 20 / (HEIGHT * WIDTH):.1%}"

@@ -1,5 +1,6 @@
 """Videos, images and folders as sources of frames; what cannot be used is one line."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -86,17 +87,21 @@ def message_of(path: Path, selection: FrameSelection | None = None) -> str:
     return message
 
 
+def advised_end(message: str) -> int:
+    return int(re.search(r"end the selection at frame (\d+)", message)[1])
+
+
 # --- selection
 
 
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        ({"start": -1}, "--start -1"),
-        ({"end": 0}, "--end 0"),
-        ({"start": 5, "end": 5}, "--end 5"),
-        ({"every": 0}, "--every 0"),
-        ({"every": -2}, "--every -2"),
+        ({"start": -1}, "start -1"),
+        ({"end": 0}, "end 0"),
+        ({"start": 5, "end": 5}, "end 5"),
+        ({"every": 0}, "every 0"),
+        ({"every": -2}, "every -2"),
     ],
 )
 def test_impossible_selections_name_their_option(arguments: dict[str, int], option: str) -> None:
@@ -278,10 +283,10 @@ def test_a_cut_video_tells_where_it_ends(tmp_path: Path, name: str, fraction: fl
     codec = {".webm": "libvpx-vp9", ".avi": "mpeg4"}.get(Path(name).suffix, "libx264")
     path = cut(encode(tmp_path / name, numbered(60), codec), fraction)
     seen = []
-    with pytest.raises(InputError, match=f"^{path}: is .*cut off.* use end ") as caught:
+    with pytest.raises(InputError, match=f"^{path}: is .*cut off.* end the selection at frame ") as caught:
         seen.extend(number for number, _ in open_frames(path))
     assert 60 * fraction / 2 <= len(seen) < 60
-    end = int(str(caught.value).rsplit("end ", 1)[1])
+    end = advised_end(str(caught.value))
     assert end == len(seen)
     # The advice works.
     assert len(list(open_frames(path, FrameSelection(end=end)))) == end
@@ -304,7 +309,7 @@ def test_damage_in_the_middle_names_the_frame(tmp_path: Path) -> None:
     path.write_bytes(data)
     message = message_of(path)
     assert "frames can be decoded, then comes 'Invalid data found when processing input'" in message
-    assert 5 < int(message.rsplit("end ", 1)[1]) < 20
+    assert 5 < advised_end(message) < 20
 
 
 def test_missing_empty_and_wrong_files(tmp_path: Path) -> None:
@@ -361,7 +366,7 @@ def test_an_unknown_codec(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", [12, 500])
 def test_a_start_beyond_the_end_tells_how_long_the_video_is(tmp_path: Path, start: int) -> None:
     path = encode(tmp_path / "clip.mp4", numbered(12))
-    assert f"has only 12 frame(s), start {start}" in message_of(path, FrameSelection(start=start))
+    assert f"has only 12 frame(s), so start {start}" in message_of(path, FrameSelection(start=start))
 
 
 def test_a_video_that_changes_its_size(tmp_path: Path) -> None:
@@ -471,7 +476,7 @@ def test_images_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     assert "is empty (0 bytes)" in message_of(tmp_path / "empty.png")
     image = save(tmp_path / "image.png", quadrants())
-    assert "has only 1 frame(s), start 1" in message_of(image, FrameSelection(start=1))
+    assert "has only 1 frame(s), so start 1" in message_of(image, FrameSelection(start=1))
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
@@ -482,7 +487,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     assert "folder holds no images" in message_of(folder)
     for i in range(4):
         save(folder / f"{i}.png", quadrants())
-    assert "has only 4 frame(s), start 9" in message_of(folder, FrameSelection(start=9))
+    assert "has only 4 frame(s), so start 9" in message_of(folder, FrameSelection(start=9))
     (folder / "2.png").write_text("This is no image.")
     with pytest.raises(InputError, match=r"frames/2.png: is not an image"):
         list(open_frames(folder))

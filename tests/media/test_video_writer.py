@@ -1,6 +1,7 @@
 """Videos that are written: read again, played by browsers, and whole or not there."""
 
 import resource
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -115,3 +116,37 @@ def test_a_disk_that_fills_up(tmp_path: Path, limit: int) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+def times_of(path: Path) -> list[float]:
+    with av.open(str(path)) as container:
+        return [frame.time for frame in container.decode(video=0)]
+
+
+def test_uneven_times_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    times_s = [7.0, 7.04, 7.08, 10.4, 10.44, 10.44]
+    with VideoWriter(path, 48, 64, 25.0, times_s=times_s) as writer:
+        for frame in numbered(6):
+            writer.write(frame)
+    assert times_of(path) == pytest.approx([0, 0.04, 0.08, 3.4, 3.44, 3.44], abs=1e-4)
+    assert [number_of(frame) for _, frame in open_frames(path)] == list(range(6))
+
+
+def test_times_near_an_even_pace_are_written_evenly(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with VideoWriter(path, 48, 64, 30000 / 1001, times_s=[0.0, 0.033, 0.067, 0.1, 0.133]) as writer:
+        for frame in numbered(5):
+            writer.write(frame)
+    assert times_of(path) == pytest.approx([i * 1001 / 30000 for i in range(5)])
+    assert open_frames(path).fps == 30000 / 1001
+
+
+@pytest.mark.parametrize("aspect", [Fraction(32, 27), Fraction(8, 9), Fraction(1)])
+def test_pixels_keep_their_shape(tmp_path: Path, aspect: Fraction) -> None:
+    path = tmp_path / "out.mp4"
+    with VideoWriter(path, 96, 144, 25.0, pixel_aspect=aspect) as writer:
+        writer.write(quadrants(96, 144))
+    with av.open(str(path)) as container:
+        assert Fraction(container.streams.video[0].sample_aspect_ratio) == aspect
+    assert open_frames(path).pixel_aspect == aspect
