@@ -2,18 +2,18 @@
 
 import dataclasses
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool, Int
 from tqdm import tqdm
 
-from clipvis_jax.data.fields import show
-from clipvis_jax.data.formats import Format, check_format
+from clipvis_jax.data.formats import Format, recognize_format
 from clipvis_jax.data.formats.parts import read_category
-from clipvis_jax.data.json_stream import Entry, JsonStream
-from clipvis_jax.data.records import Category, Mask, VideoRecord
+from clipvis_jax.data.json_file import JsonFile, Signature
+from clipvis_jax.data.records import Category, Mask
 from clipvis_jax.errors import InputError
 from clipvis_jax.masks.rle import measure
 
@@ -29,6 +29,8 @@ class AnnotationIndex:
     """The places (in bytes) of an annotation file's records, videos in the order of their ids.
 
     Attributes:
+        format: The file's.
+        signature: Size and time of change of the very file whose places these are.
         digest: SHA-256 of the file, as hexadecimal digits.
         categories: In the order of their ids.
         sizes: Height, width and number of frames.
@@ -38,6 +40,8 @@ class AnnotationIndex:
         has_annotations: Whether the file has any instance.
     """
 
+    format: Format
+    signature: Signature
     digest: str
     categories: tuple[Category, ...]
     sizes: Int[np.ndarray, "v 3"]
@@ -48,13 +52,13 @@ class AnnotationIndex:
 
 
 def index_annotations(
-    path: Path, annotation_format: Format, drop_frequencies: Collection[str] = (), *, show_progress: bool = False
+    path: Path, expected: Format | None = None, drop_frequencies: Collection[str] = (), *, show_progress: bool = False
 ) -> AnnotationIndex:
     """Read and check an annotation file once, from beginning to end.
 
     Args:
         path: The file.
-        annotation_format: The format that it must have.
+        expected: The format that it must have; told from its keys if not given.
         drop_frequencies: Leave out the instances of classes with one of these frequencies (``r``, ``c``, ``f``).
         show_progress: Show a progress bar if it takes more than some seconds.
 
@@ -62,26 +66,19 @@ def index_annotations(
         InputError: The file cannot be read or has another format, a record or field is missing or wrong, an id
             appears twice or refers to nothing, a mask differs in size from its video or an instance in length.
     """
-    check_format(path, annotation_format)
-    pass_ = _Pass(path, annotation_format)
-    stream = JsonStream(path)
-    size = path.stat().st_size
-    with tqdm(
-        total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, delay=_DELAY, disable=not show_progress
-    ) as bar:
-        for entry in stream:
-            pass_.take(entry)
-            bar.update(entry.stop - bar.n)
-    return pass_.finish(stream.digest, drop_frequencies)
+    file = JsonFile(path)
+    pass_ = _Pass(file, recognize_format(file.members, str(path), expected))
+    pass_.take_all(show_progress)
+    return pass_.finish(drop_frequencies)
 
 
 class _Pass:
     """What one pass collects: numbers of videos and instances, in the order of the file."""
 
-    def __init__(self, path: Path, annotation_format: Format) -> None:
-        self._source = str(path)
+    def __init__(self, file: JsonFile, annotation_format: Format) -> None:
+        self._file = file
+        self._source = str(file.path)
         self._format = annotation_format
-        self._keys: set[str] = set()
         self._categories: list[Category] = []
         # Six numbers per video: id, height, width, number of frames, start, stop.
         self._videos = array("q")
@@ -90,45 +87,40 @@ class _Pass:
         self._instances = array("q")
         self._counts = _CountsCheck()
 
-    def take(self, entry: Entry) -> None:
-        """Take note of an entry of the file."""
-        layout = self._format
-        if entry.key not in (layout.videos, layout.annotations, "categories"):
-            return
-        if entry.position is None:
-            self._keys.add(entry.key)
-            # Test sets may have no instances, or null for them.
-            if entry.value != [] and not (entry.key == layout.annotations and entry.value is None):
-                raise InputError(f"{self._source}: {entry.key} is {show(entry.value)}; a list is needed")
-            return
-        where = f"{self._source}: {entry.key}[{entry.position}]"
-        if entry.key == "categories":
-            self._categories.append(read_category(entry.value, where))
-        elif entry.key == layout.videos:
-            video = layout.read_video(entry.value, where)
-            self._videos.extend((video.id, video.height, video.width, video.length, entry.start, entry.stop))
-            self._take_instances_of(video, where)
-        elif layout.read_instance is not None:
-            video_id, instance, size = layout.read_instance(entry.value, where)
-            height, width = size or (0, 0)
-            self._counts.add(instance.masks, height * width, where)
-            self._instances.extend(
-                (instance.id, video_id, instance.category_id, len(instance.masks), height, width, *entry[-2:])
-            )
+    def take_all(self, show_progress: bool) -> None:
+        """Take note of all records of the file."""
+        layout, file = self._format, self._file
+        for number, text in enumerate(file.records("categories")):
+            self._categories.append(read_category(text, f"{self._source}: categories[{number}]"))
+        records: list[tuple[str, Callable[[msgspec.Raw, str], None]]] = [(layout.videos, self._take_video)]
+        if layout.annotations is not None and layout.annotations in file.members:  # test sets may have none
+            records.append((layout.annotations, self._take_instance))
+        for key, take in records:
+            texts = file.records(key)
+            for number, text in enumerate(tqdm(texts, f"reading {key}", delay=_DELAY, disable=not show_progress)):
+                take(text, f"{self._source}: {key}[{number}]")
+        self._counts.flush()
 
-    def _take_instances_of(self, video: VideoRecord, where: str) -> None:
+    def _take_video(self, text: msgspec.Raw, where: str) -> None:
+        video = self._format.read_video(text, where)
+        self._videos.extend((video.id, video.height, video.width, video.length, *self._file.place(text)))
         for instance in video.instances:
             self._counts.add(instance.masks, video.height * video.width, where)
             number = len(self._instances) // 8
             size = (video.length, video.height, video.width)
             self._instances.extend((number, video.id, instance.category_id, *size, 0, 0))
 
-    def finish(self, digest: str, drop_frequencies: Collection[str]) -> AnnotationIndex:
+    def _take_instance(self, text: msgspec.Raw, where: str) -> None:
+        assert self._format.read_instance is not None
+        video_id, instance, size = self._format.read_instance(text, where)
+        height, width = size or (0, 0)
+        self._counts.add(instance.masks, height * width, where)
+        self._instances.extend(
+            (instance.id, video_id, instance.category_id, len(instance.masks), height, width, *self._file.place(text))
+        )
+
+    def finish(self, drop_frequencies: Collection[str]) -> AnnotationIndex:
         """Check how the records fit together."""
-        for key in (self._format.videos, "categories"):
-            if key not in self._keys:
-                raise InputError(f"{self._source}: has no '{key}'; give a whole annotation file")
-        self._counts.flush()
         categories = tuple(sorted(self._categories, key=lambda category: category.id))
         category_ids = np.array([category.id for category in self._categories], np.int64)
         videos = np.frombuffer(self._videos, np.int64).reshape(-1, 6)
@@ -146,7 +138,9 @@ class _Pass:
         order = np.argsort(rows[kept], kind="stable")
         counts = np.bincount(rows[kept], minlength=len(videos))
         return AnnotationIndex(
-            digest,
+            self._format,
+            self._file.signature,
+            self._file.digest,
             categories,
             sizes=videos[:, 1:4].copy(),
             video_places=videos[:, 4:].copy(),

@@ -1,7 +1,6 @@
 """A data set as it is published: an annotation file and a folder of images."""
 
 import dataclasses
-import json
 import operator
 import os
 import weakref
@@ -11,8 +10,9 @@ from typing import Any, SupportsIndex
 
 from clipvis_jax.data.annotation_index import index_annotations
 from clipvis_jax.data.dataset_info import DatasetInfo
-from clipvis_jax.data.formats import COCO, Format, recognize_format
+from clipvis_jax.data.formats import COCO, Format
 from clipvis_jax.data.image_folder import ImageFolder
+from clipvis_jax.data.json_file import signature
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.errors import InputError
 
@@ -53,11 +53,11 @@ class RawDataset:
         self.name = name or annotations.stem
         self.path = annotations
         self.images = ImageFolder(images)
-        self._format = annotation_format or recognize_format(annotations)
-        self.info = dataclasses.replace(info or DatasetInfo(), media="images" if self._format is COCO else "videos")
-        self._index = index_annotations(annotations, self._format, drop_frequencies, show_progress=show_progress)
-        self._signature = self._stat(annotations)
+        self._index = index_annotations(annotations, annotation_format, drop_frequencies, show_progress=show_progress)
+        self._last_video: tuple[int, VideoRecord] | None = None
         self._descriptor: int | None = None
+        self.format = self._index.format
+        self.info = dataclasses.replace(info or DatasetInfo(), media="images" if self.format is COCO else "videos")
         self.categories = self._index.categories
         self.has_annotations = self._index.has_annotations
         self.digest = self._index.digest
@@ -69,7 +69,7 @@ class RawDataset:
         row = self._row(index)
         video = self._video(row)
         first, stop = self._index.first_instance[row : row + 2].tolist()
-        if self._format.read_instance is None:
+        if self.format.read_instance is None:
             # BURST numbers the tracks of each video; ours count through the file. Not from 0, as in the authors'
             # conversion: their evaluator takes that id for "none".
             instances = [
@@ -77,7 +77,7 @@ class RawDataset:
             ]
         else:
             instances = [
-                self._format.read_instance(self._load(place), f"{self.path}: an annotation of video {video.id}")[1]
+                self.format.read_instance(self._load(place), f"{self.path}: an annotation of video {video.id}")[1]
                 for place in self._index.instance_places[first:stop].tolist()
             ]
         return dataclasses.replace(video, instances=tuple(instances))
@@ -110,30 +110,26 @@ class RawDataset:
         return range(len(self))[index]  # IndexError beyond the end, which also ends a for loop
 
     def _video(self, row: int) -> VideoRecord:
-        return self._format.read_video(
-            self._load(self._index.video_places[row].tolist()), f"{self.path}: {self._format.videos}"
-        )
+        """Return a video's record; the last one is kept, since the frames of a video are read one after another."""
+        last = self._last_video
+        if last is None or last[0] != row:
+            text = self._load(self._index.video_places[row].tolist())
+            last = self._last_video = row, self.format.read_video(text, f"{self.path}: {self.format.videos}")
+        return last[1]
 
-    def _load(self, place: Sequence[int]) -> Any:
+    def _load(self, place: Sequence[int]) -> bytes:
         start, stop = place
-        return json.loads(os.pread(self._open(), stop - start, start))
+        return os.pread(self._open(), stop - start, start)
 
     def _open(self) -> int:
         """Return the descriptor of the annotation file, opened once per process."""
-        if self._descriptor is None:
-            if self._stat(self.path) != self._signature:
-                raise InputError(f"{self.path}: has changed since it was opened; start again")
-            try:
-                self._descriptor = os.open(self.path, os.O_RDONLY)
-            except OSError as error:
-                raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from error
-            weakref.finalize(self, os.close, self._descriptor)
-        return self._descriptor
-
-    @staticmethod
-    def _stat(path: Path) -> tuple[int, int]:
+        # Not mapped into memory: a file that is cut short meanwhile would end the process.
         try:
-            stat = path.stat()
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_RDONLY)
+                weakref.finalize(self, os.close, self._descriptor)
+            if signature(self._descriptor) != self._index.signature:
+                raise InputError(f"{self.path}: has changed since it was opened; start again")
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-        return stat.st_size, stat.st_mtime_ns
+            raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+        return self._descriptor

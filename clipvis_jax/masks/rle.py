@@ -20,8 +20,8 @@ _MAX_CHARS = 7
 MAX_SIDE = 2**15
 """Longest side of a video in pixels; pycocotools counts the pixels of a frame with 32 bits."""
 
-MAX_COORDINATE = 1e6
-"""Further outside, pycocotools' polygon code would allocate memory without bounds."""
+_MAX_OUTLINE = 2e6
+"""Pixels; pycocotools allocates about 80 bytes for each pixel of a polygon's outline, without bounds."""
 
 
 def to_counts(mask: object, size: list[int]) -> tuple[str | None, list[int]]:
@@ -64,6 +64,23 @@ def to_counts(mask: object, size: list[int]) -> tuple[str | None, list[int]]:
     return counts, own
 
 
+def check_polygon(polygon: Sequence[int | float]) -> None:
+    """Make sure that a polygon (x and y by turns, in pixels) can be drawn in bounded memory.
+
+    Raises:
+        ValueError: The way from the origin to it and around it is too long, or one of its numbers is not finite.
+    """
+    if 2 * (len(polygon) + 2) * max(max(polygon, default=0), -min(polygon, default=0)) < _MAX_OUTLINE:
+        return  # a quick bound; NaN and infinity do not pass
+    try:
+        corners = np.array(polygon[: len(polygon) // 2 * 2], float).reshape(-1, 2)
+        length = np.abs(np.diff(corners, axis=0, prepend=0, append=corners[:1])).sum()
+    except OverflowError:  # a whole number that no float can hold
+        length = np.inf
+    if not length < _MAX_OUTLINE:
+        raise ValueError(f"holds a polygon whose outline is longer than {_MAX_OUTLINE:.0f} pixels, or has no length")
+
+
 def measure(texts: Sequence[str]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """Decode compressed run lengths as far as needed to know their areas and whether they are sound.
 
@@ -100,9 +117,10 @@ def _from_polygons(polygons: list[Any], size: list[int]) -> str:
     parts = []
     for polygon in polygons:
         if not isinstance(polygon, list) or not all(isinstance(x, numbers.Real) for x in polygon):
-            raise ValueError("a polygon is not a list of numbers")
-        if len(polygon) % 2 or not all(abs(x) < MAX_COORDINATE for x in polygon):
-            raise ValueError("a polygon has an odd count of numbers, or one that is not a coordinate")
+            raise ValueError("holds a polygon that is not a list of numbers")
+        if len(polygon) % 2:
+            raise ValueError("holds a polygon with an odd count of numbers")
+        check_polygon(polygon)
         if len(polygon) >= 6:  # less than three points have no area, and pycocotools would take four numbers for a box
             parts += coco_mask.frPyObjects([polygon], *size)
     return str(coco_mask.merge(parts)["counts"], "ascii") if parts else empty_mask(size)

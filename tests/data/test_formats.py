@@ -8,9 +8,8 @@ import pickle
 import pytest
 from annotation_files import FILES, SQUARE, burst, coco, compressed, image_bytes, lvis, write_dataset, youtube_vis
 
-from clipvis_jax.data import json_stream
-from clipvis_jax.data.formats import BURST, COCO, YOUTUBE_VIS, recognize_format
-from clipvis_jax.data.json_stream import JsonStream
+from clipvis_jax.data.formats import BURST, COCO, YOUTUBE_VIS
+from clipvis_jax.data.json_file import JsonFile
 from clipvis_jax.data.raw import RawDataset
 from clipvis_jax.data.records import Category, Instance, VideoRecord
 
@@ -161,39 +160,25 @@ def test_format_is_recognized_whatever_the_order_of_keys(tmp_path, name):
     content = FILES[name]()
     for order in (list(content), sorted(content, reverse=True)):
         path, images = write_dataset(tmp_path, {key: content[key] for key in order}, frames=False)
-        assert recognize_format(path) is expected
-        assert len(RawDataset(path, images)) == 2
+        dataset = RawDataset(path, images)
+        assert dataset.format is expected
+        assert len(dataset) == 2
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_small_chunks_give_the_same(tmp_path, name, monkeypatch):
-    path, images = write_dataset(tmp_path, FILES[name](), frames=False)
-    expected = list(RawDataset(path, images))
-    for chunk in (1, 7, 64):
-        monkeypatch.setattr(json_stream, "_CHUNK", chunk)
-        assert list(RawDataset(path, images)) == expected
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 1 << 22])
-def test_stream_tells_places_and_digest(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
-    content = {"a": [1, 23, {"ü": "é"}], "b": {"c": None}, "d": 45, "e": [], "f": "ß", "g": [[1], "x"]}
+@pytest.mark.parametrize("indent", [None, 2])
+def test_file_tells_places_and_digest(tmp_path, indent):
+    content = {"a": [1, 23, {"ü": "é"}], "b": {"c": None}, "d": 45, "e": [], "f": "ß", "g": [[1], "x"], "h": None}
     path = tmp_path / "x.json"
-    for indent in (None, 2):
-        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content, ensure_ascii=False, indent=indent).encode())
-        stream = JsonStream(path)
-        read_again: dict = {}
-        for entry in stream:
-            text = path.read_bytes()[entry.start : entry.stop]
-            if entry.position is None:
-                read_again[entry.key] = entry.value
-                assert text == b"[" or json.loads(text) == entry.value
-            else:
-                assert len(read_again[entry.key]) == entry.position
-                read_again[entry.key].append(entry.value)
-                assert json.loads(text) == entry.value
-        assert read_again == content
-        assert stream.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content, ensure_ascii=False, indent=indent).encode())
+    file = JsonFile(path)
+    assert {key: json.loads(bytes(text)) for key, text in file.members.items()} == content
+    for key in "aegh":
+        records = file.records(key)
+        assert [json.loads(bytes(text)) for text in records] == (content[key] or [])
+        for text in records:
+            start, stop = file.place(text)
+            assert path.read_bytes()[start:stop] == bytes(text)
+    assert file.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_digest_and_frames(tmp_path):

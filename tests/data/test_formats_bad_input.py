@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 
 import pytest
 from annotation_files import (
@@ -20,7 +21,9 @@ from annotation_files import (
 from json_edits import DELETE, changed
 
 from clipvis_jax import InputError
+from clipvis_jax.data import annotation_index
 from clipvis_jax.data.formats import BURST, COCO, YOUTUBE_VIS
+from clipvis_jax.data.formats.parts import read_category
 from clipvis_jax.data.frames import decode_frame
 from clipvis_jax.data.raw import RawDataset
 
@@ -41,33 +44,37 @@ TURNED = compressed(box_mask(size=(WIDTH, HEIGHT)))
         (["annotations", 2, "id"], 1, r"annotations\[2\].id is 1, which an earlier"),
         (["categories", 1, "id"], 30, r"categories\[1\].id is 30, which an earlier"),
         (["categories", 0, "name"], DELETE, r"categories\[0\] has no 'name'"),
-        (["categories", 0, "synonyms"], [3], r"categories\[0\].synonyms\[0\] is 3; text"),
-        (["categories", 0, "partition"], "0", r"categories\[0\].partition is '0'; a whole number"),
-        (["videos", 0, "id"], "7", r"videos\[0\].id is '7'; a whole number"),
-        (["videos", 0, "height"], 0, r"videos\[0\].height is 0; it must lie between 1 and"),
+        (["categories", 0, "synonyms"], [3], r"categories\[0\].synonyms\[0\]: Expected str, got int"),
+        (["categories", 0, "partition"], "0", r"categories\[0\].partition: Expected int . null, got str"),
+        (["videos", 0, "id"], "7", r"videos\[0\].id: Expected int, got str"),
+        (["videos", 0, "height"], 0, r"videos\[0\].height: Expected int >= 1"),
         (["videos", 0, "length"], 4, r"videos\[0\].length is 4, but there are 3 file_names"),
-        (["videos", 0, "file_names"], [], r"videos\[0\].file_names is empty"),
+        (["videos", 0, "file_names"], [], r"videos\[0\].file_names: Expected array of length >= 1"),
         (["videos", 0, "file_names"], DELETE, r"videos\[0\] has no 'file_names'"),
-        (["videos", 0, "file_names", 1], 5, r"videos\[0\].file_names\[1\] is 5; text"),
+        (["videos", 0, "file_names", 1], 5, r"videos\[0\].file_names\[1\]: Expected str, got int"),
         (["videos", 0, "file_names", 1], "../../etc/passwd", r"file_names\[1\] is '../../etc/passwd', which leads out"),
         (["videos", 0, "file_names", 1], "a\\..\\passwd", r"file_names\[1\] is .*, which leads out"),
         (["videos", 0, "file_names", 1], "/etc/passwd", r"file_names\[1\] is '/etc/passwd', which leads out"),
         (["videos", 0, "file_names", 1], "a\0b", r"file_names\[1\] is .*, which leads out"),
-        (["videos", 0, "file_names", 1], "\ud800.jpg", r"file_names\[1\] is '\\ud800.jpg', which holds half a char"),
-        (["categories", 0, "name"], "\udc80", r"categories\[0\].name is '\\udc80', which holds half a character"),
-        (["videos"], DELETE, r"has no 'videos'; give a whole"),
-        (["videos"], {"id": 1}, r"videos is \{'id': 1\}; a list"),
+        (
+            ["videos", 0, "file_names", 1],
+            "\ud800.jpg",
+            r"is not valid JSON .unexpected end of hex escape .*near .*ud800",
+        ),
+        (["categories", 0, "name"], "\udc80", r"is not valid JSON .invalid utf-16 surrogate pair .*udc80"),
+        (["videos"], DELETE, r"has neither 'videos' .*; give a whole"),
+        (["videos"], {"id": 1}, r"videos: Expected array . null, got object"),
         (["categories"], DELETE, r"has no 'categories'; give a whole"),
-        (["annotations"], {}, r"annotations is \{\}; a list"),
-        (["annotations", 0], None, r"annotations\[0\] is None; an object"),
+        (["annotations"], {}, r"annotations: Expected array . null, got object"),
+        (["annotations", 0], None, r"annotations\[0\]: Expected object, got null"),
         (["annotations", 0, "video_id"], 8, r"annotations\[0\].video_id is 8, but there is no such video"),
         (["annotations", 0, "category_id"], 1, r"annotations\[0\].category_id is 1, but there is no such category"),
-        (["annotations", 0, "iscrowd"], 2, r"annotations\[0\].iscrowd is 2; 0 or 1"),
+        (["annotations", 0, "iscrowd"], 2, r"annotations\[0\].iscrowd is 2.0; 0 or 1"),
         (["annotations", 0, "areas"], [1], r"annotations\[0\].areas has 1 entries for 3 frames"),
-        (["annotations", 0, "areas", 0], float("nan"), r"annotations\[0\].areas\[0\] is nan; a finite"),
-        (["annotations", 0, "areas", 0], 10**400, r"annotations\[0\].areas\[0\] is 1000.*; a finite"),
-        (["annotations", 0, "bboxes", 2], [1, 2, 3], r"annotations\[0\].bboxes\[2\] is \[1, 2, 3\]; \[left, top"),
-        (["annotations", 0, "bboxes", 2, 0], "1", r"annotations\[0\].bboxes\[2\] is '1'; a finite"),
+        (["annotations", 0, "areas", 0], float("nan"), r"is not valid JSON .*near .*NaN"),
+        (["annotations", 0, "areas", 0], 10**400, r"annotations\[0\].areas\[0\]: Number out of range"),
+        (["annotations", 0, "bboxes", 2], [1, 2, 3], r"annotations\[0\].bboxes\[2\] is \[1.0, 2.0, 3.0\]; \[left, top"),
+        (["annotations", 0, "bboxes", 2, 0], "1", r"annotations\[0\].bboxes\[2\]\[0\]: Expected float, got str"),
         (["annotations", 0, "segmentations"], DELETE, r"annotations\[0\] has no 'segmentations'"),
         (["annotations", 2, "segmentations"], [None], r"annotations\[2\].segmentations has 1 masks, but video 7 has 3"),
         (
@@ -76,28 +83,36 @@ TURNED = compressed(box_mask(size=(WIDTH, HEIGHT)))
             r"\[1\].segmentations: size is \[8, 6\], but video 2",
         ),
         (["annotations", 0, "segmentations", 1], TURNED, r"segmentations\[2\].size is \[6, 8\], but an earlier mask"),
-        (["annotations", 0, "segmentations", 1], 5, r"annotations\[0\].segmentations\[1\] is neither null, polygons"),
+        (
+            ["annotations", 0, "segmentations", 1],
+            5,
+            r"\[0\].segmentations\[1\]: Expected object .*, got int",
+        ),
         (["annotations", 0, "segmentations", 1, "counts"], [1, 2], r"segmentations\[1\] counts are not whole numbers"),
         (["annotations", 0, "segmentations", 2, "counts"], "o9", r"annotations\[0\]: the mask of frame 2 is damaged"),
-        (["annotations", 0, "segmentations", 0, 0, 1], 1e7, r"segmentations\[0\] holds a polygon with a number"),
-        (["annotations", 0, "segmentations", 0, 0, 1], float("inf"), r"segmentations\[0\] holds a polygon with a num"),
-        (["annotations", 0, "segmentations", 0, 0, 1], 10**400, r"segmentations\[0\] holds a polygon with a number"),
+        (
+            ["annotations", 0, "segmentations", 0, 0, 1],
+            1e7,
+            r"segmentations\[0\] holds a polygon whose outline",
+        ),
+        (["annotations", 0, "segmentations", 0, 0, 1], float("inf"), r"is not valid JSON .*near .*Infinity"),
+        (["annotations", 0, "segmentations", 0, 0, 1], 10**400, r"segmentations\[0\]\[0\]\[1\]: Number out of range"),
         (
             ["annotations", 0, "segmentations", 1, "size"],
             [10**20, 5],
-            r"segmentations\[1\] size is \[1000.*, not \[hei",
+            r"segmentations\[1\].size\[0\]: Expected int <= 32768",
         ),
         (
             ["annotations", 0, "segmentations", 1, "size"],
             [0, 0],
-            r"segmentations\[1\] size is \[0, 0\], not \[height, w",
+            r"segmentations\[1\].size\[0\]: Expected int >= 1",
         ),
         (
             ["annotations", 0, "segmentations", 1],
             {"size": [2**16, 2**16], "counts": [2**32]},
-            r"segmentations\[1\] size is \[65536, 65536\], not \[height, width\] from 1 to 32768",
+            r"segmentations\[1\].size\[0\]: Expected int <= 32768",
         ),
-        (["annotations", 0, "segmentations", 0, 0, 1], "x", r"segmentations\[0\] holds .*; a polygon is a list"),
+        (["annotations", 0, "segmentations", 0, 0, 1], "x", r"segmentations\[0\]\[0\]\[1\]: Expected float, got str"),
     ],
 )
 def test_youtube_vis(tmp_path, path, value, message):
@@ -114,7 +129,7 @@ def test_youtube_vis(tmp_path, path, value, message):
         (["annotations", 0, "segmentation"], DELETE, r"annotations\[0\] has no 'segmentation'"),
         (["annotations", 1, "segmentation"], TURNED, r"annotations\[1\].segmentation: size is \[8, 6\], but image 12"),
         (["annotations", 1, "segmentation", "counts"], [1], r"annotations\[1\].segmentation counts are not whole"),
-        (["annotations", 0, "area"], "x", r"annotations\[0\].area is 'x'; a finite number"),
+        (["annotations", 0, "area"], "x", r"annotations\[0\].area: Expected float . null, got str"),
     ],
 )
 def test_coco(tmp_path, path, value, message):
@@ -123,7 +138,11 @@ def test_coco(tmp_path, path, value, message):
 
 def test_lvis(tmp_path):
     fails(tmp_path, changed(lvis(), ["images", 0, "coco_url"], "http://x/../1.jpg"), "coco_url is .*leads out")
-    fails(tmp_path, changed(lvis(), ["images", 0, "neg_category_ids"], ["x"]), r"neg_category_ids is \['x'\]; a list")
+    fails(
+        tmp_path,
+        changed(lvis(), ["images", 0, "neg_category_ids"], ["x"]),
+        r"neg_category_ids\[0\]: Expected int",
+    )
     fails(
         tmp_path,
         changed(lvis(), ["categories", 1, "frequency"], DELETE),
@@ -138,14 +157,26 @@ def test_lvis(tmp_path):
         (["sequences", 1, "id"], 1, r"sequences\[1\].id is 1, which an earlier"),
         (["sequences", 0, "dataset"], DELETE, r"sequences\[0\] has no 'dataset'"),
         (["sequences", 0, "dataset"], "../x", r"annotated_image_paths\[0\] is '../x/v_1/f1.jpg', which leads out"),
-        (["sequences", 0, "annotated_image_paths"], [], r"sequences\[0\].annotated_image_paths is empty"),
+        (
+            ["sequences", 0, "annotated_image_paths"],
+            [],
+            r"sequences\[0\].annotated_image_paths: Expected array of",
+        ),
         (["sequences", 0, "segmentations"], [{}], r"segmentations has 1 frames for 2 annotated"),
-        (["sequences", 0, "segmentations", 0], [], r"segmentations\[0\] is \[\]; an object with masks by track"),
+        (["sequences", 0, "segmentations", 0], [], r"segmentations\[0\]: Expected object, got array"),
         (["sequences", 0, "segmentations", 0], {"9": {"rle": "x"}}, r"segmentations\[0\] has track '9', which has no"),
-        (["sequences", 0, "segmentations", 0, "1", "rle"], [1], r"segmentations\[0\]\[1\].rle is \[1\]; text"),
+        (
+            ["sequences", 0, "segmentations", 0, "1", "rle"],
+            [1],
+            r"segmentations\[0\]\[...\].rle: Expected str",
+        ),
         (["sequences", 0, "segmentations", 0, "1", "rle"], "o9", r"sequences\[0\]: the mask of frame 0 is damaged"),
-        (["sequences", 0, "track_category_ids"], [], r"sequences\[0\].track_category_ids is \[\]; an object"),
-        (["sequences", 0, "track_category_ids", "1"], "x", r"track_category_ids.1 is 'x'; a whole number"),
+        (
+            ["sequences", 0, "track_category_ids"],
+            [],
+            r"sequences\[0\].track_category_ids: Expected object",
+        ),
+        (["sequences", 0, "track_category_ids", "1"], "x", r"track_category_ids\[...\]: Expected int, got str"),
         (["sequences", 0, "track_category_ids", "1"], 2, r"a track of video 1.category_id is 2, but there is no such"),
     ],
 )
@@ -169,17 +200,20 @@ def test_another_format_than_expected(tmp_path, name, expected):
         (b"[]", "is not an annotation file; its JSON must begin with an object"),
         (b"{}", "has neither 'videos'"),
         (b'{"info": 1}', "has neither 'videos'"),
-        (b'{"videos": [{"id": 1, "hei', "is not valid JSON .Unterminated string .* at byte 22 of 26.*cut off"),
-        (b'{"videos": [', "is not valid JSON .Expecting value at byte 12 of 12"),
-        (b'{"videos": []', "is not valid JSON .Expecting ',' at byte 13 of 13"),
-        (b'{"videos": [], "images": [1,]}', "is not valid JSON .Expecting value at byte 28"),
-        (b'{"videos": [], }', "is not valid JSON .Expecting value at byte 15"),
-        (b'{"videos": [] "x": 1}', "is not valid JSON .Expecting ','"),
-        (b'{"videos": [], 5: 1}', "is not valid JSON .Expecting a name in quotes"),
-        (b'{"videos" []}', "is not valid JSON .Expecting ':'"),
-        (b'{"videos": [], "categories": []} x', "is not valid JSON .Extra data at byte 33"),
-        (b'{"videos": [], "categories": [{"id": 1, "name": "\xff"}]}', "is not a JSON file that can be read .'utf-8'"),
-        (b'{"info": [' + b"[" * 100_000, "is not a JSON file that can be read"),
+        (b'{"videos": [{"id": 1, "hei', "is not valid JSON .Input data was truncated.*cut off"),
+        (b'{"videos": [', "is not valid JSON .Input data was truncated"),
+        (b'{"videos": []', "is not valid JSON .Input data was truncated"),
+        (b'{"videos": [], "images": [1,]}', "is not valid JSON .trailing comma in array at byte 28"),
+        (b'{"videos": [], }', "is not valid JSON .trailing comma in object at byte 15"),
+        (b'{"videos": [] "x": 1}', "is not valid JSON .expected ',' or '}'"),
+        (b'{"videos": [], 5: 1}', "is not valid JSON .object keys must be strings"),
+        (b'{"videos" []}', "is not valid JSON .expected ':'"),
+        (b'{"videos": [], "categories": []} x', "is not valid JSON .trailing characters at byte 34"),
+        (
+            b'{"videos": [], "categories": [{"id": 1, "name": "\xff"}]}',
+            "categories.0.: is not valid JSON .Inval",
+        ),
+        (b'{"info": [' + b"[" * 100_000, "is not valid JSON .maximum recursion"),
         ('{"videos": []}'.encode("utf-16"), "is not an annotation file"),
     ],
 )
@@ -235,8 +269,26 @@ def test_file_that_changed(tmp_path):
     path.write_text(json.dumps(youtube_vis()) + " ")
     with pytest.raises(InputError, match="has changed since it was opened; start again"):
         dataset[0]
+    again = pickle.loads(pickle.dumps(dataset))
     path.unlink()
     with pytest.raises(InputError, match="cannot be read"):
+        again[0]
+
+
+def test_file_replaced_while_it_is_read(tmp_path, monkeypatch):
+    """The places must be used with the very file that they were taken from."""
+    path, images = write_dataset(tmp_path, youtube_vis(), frames=False)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(youtube_vis(), indent=1))
+
+    def replace_and_read(*args):
+        if other.exists():
+            other.replace(path)
+        return read_category(*args)
+
+    monkeypatch.setattr(annotation_index, "read_category", replace_and_read)
+    dataset = RawDataset(path, images)
+    with pytest.raises(InputError, match="has changed since it was opened; start again"):
         dataset[0]
 
 
@@ -258,5 +310,5 @@ def test_mistakes_are_found_early(tmp_path):
     with path.open("wb") as file:
         file.write(b'{"videos": [{"id" 1}, ')
         os.ftruncate(file.fileno(), 10**11)  # a sparse file
-    with pytest.raises(InputError, match=r"is not valid JSON .Expecting ':' delimiter at byte 18"):
+    with pytest.raises(InputError, match=r"is not valid JSON .expected ':' at byte 18 of 100000000000, near"):
         RawDataset(path, tmp_path)

@@ -2,53 +2,69 @@
 
 from typing import Any
 
-from clipvis_jax.data.fields import field, integer_field
-from clipvis_jax.data.formats.format import MAX_SIDE, Format
+from clipvis_jax.data.formats.format import Format
 from clipvis_jax.data.formats.parts import (
-    crowd_field,
+    Id,
+    InstanceFields,
+    RawBox,
+    RawMask,
+    Text,
+    VideoFields,
     file_name,
-    ids_field,
-    optional_number,
+    is_crowd,
     read_box,
     read_masks,
-    text_field,
 )
+from clipvis_jax.data.json_file import decode
 from clipvis_jax.data.records import Instance, VideoRecord
+from clipvis_jax.errors import InputError
 
 
-def _read_image(record: Any, where: str) -> VideoRecord:
-    number = integer_field(record, "id", where)
-    height, width = (integer_field(record, name, where, 1, MAX_SIDE) for name in ("height", "width"))
-    if "file_name" not in record and "coco_url" in record:
+class _Image(VideoFields):
+    file_name: Text | None = None
+    coco_url: str | None = None
+
+
+class _Annotation(InstanceFields):
+    image_id: Id
+    segmentation: RawMask
+    bbox: RawBox | None = None
+    area: float | None = None
+
+
+def _read_image(text: Any, where: str) -> VideoRecord:
+    record: _Image = decode(text, _Image, where)
+    if record.file_name:
+        name = file_name(record.file_name, f"{where}.file_name")
+    elif record.coco_url:
         # LVIS has no file names; its images lie under COCO's folders: http://images.cocodataset.org/train2017/1.jpg
-        name = file_name("/".join(text_field(record, "coco_url", where).split("/")[-2:]), f"{where}.coco_url")
+        name = file_name("/".join(record.coco_url.split("/")[-2:]), f"{where}.coco_url")
     else:
-        name = file_name(field(record, "file_name", where), f"{where}.file_name")
+        raise InputError(f"{where} has no 'file_name'")
     return VideoRecord(
-        number,
-        height,
-        width,
+        record.id,
+        record.height,
+        record.width,
         (name,),
-        neg_category_ids=ids_field(record, "neg_category_ids", where),
-        not_exhaustive_category_ids=ids_field(record, "not_exhaustive_category_ids", where),
+        neg_category_ids=record.neg_category_ids or (),
+        not_exhaustive_category_ids=record.not_exhaustive_category_ids or (),
     )
 
 
-def _read_instance(record: Any, where: str) -> tuple[int, Instance, list[int] | None]:
-    number, image_id, category_id = (integer_field(record, name, where) for name in ("id", "image_id", "category_id"))
+def _read_instance(text: Any, where: str) -> tuple[int, Instance, list[int] | None]:
+    record: _Annotation = decode(text, _Annotation, where)
     place = f"{where}.segmentation"
-    masks, size = read_masks([field(record, "segmentation", where)], place, names=[place])
-    box = read_box(record.get("bbox"), f"{where}.bbox")
-    area = optional_number(record, "area", where)
+    masks, size = read_masks([record.segmentation], place, names=[place])
+    box = read_box(record.bbox, f"{where}.bbox")
     instance = Instance(
-        number,
-        category_id,
-        crowd_field(record, where),
+        record.id,
+        record.category_id,
+        is_crowd(record, where),
         masks,
         None if box is None else (box,),
-        None if area is None else (area,),
+        None if record.area is None else (record.area,),
     )
-    return image_id, instance, size
+    return record.image_id, instance, size
 
 
 COCO = Format(

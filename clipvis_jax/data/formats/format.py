@@ -5,16 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 from clipvis_jax.data.records import Instance, VideoRecord
-from clipvis_jax.masks.rle import MAX_SIDE
-
-__all__ = ["MAX_SIDE", "Format"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
     """An annotation format: one JSON object with lists of videos, categories and perhaps instances.
 
-    The functions check a record of the file and raise `InputError`; the last argument says how messages call it.
+    The functions take the JSON text of a record, check it and raise `InputError`; the last argument says how messages
+    call it.
 
     Attributes:
         title: For messages.

@@ -1,45 +1,66 @@
 """YouTube-VIS format: YouTube-VIS 2019 and 2021, OVIS, LV-VIS, BURST as the authors convert it, your own videos."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from clipvis_jax.data.fields import integer_field, list_field
-from clipvis_jax.data.formats.format import MAX_SIDE, Format
-from clipvis_jax.data.formats.parts import crowd_field, file_name, ids_field, read_areas, read_boxes, read_masks
+import msgspec
+
+from clipvis_jax.data.formats.format import Format
+from clipvis_jax.data.formats.parts import (
+    Id,
+    InstanceFields,
+    RawBox,
+    RawMask,
+    Text,
+    VideoFields,
+    check_length,
+    file_name,
+    is_crowd,
+    read_box,
+    read_masks,
+)
+from clipvis_jax.data.json_file import decode
 from clipvis_jax.data.records import Instance, VideoRecord
 from clipvis_jax.errors import InputError
 
 
-def _read_video(record: Any, where: str) -> VideoRecord:
-    number = integer_field(record, "id", where)
-    height, width = (integer_field(record, name, where, 1, MAX_SIDE) for name in ("height", "width"))
-    names = list_field(record, "file_names", where)
-    if not names:
-        raise InputError(f"{where}.file_names is empty; a video needs at least one frame")
-    if record.get("length") is not None and integer_field(record, "length", where, 1) != len(names):
-        raise InputError(f"{where}.length is {record['length']}, but there are {len(names)} file_names")
+class _Video(VideoFields):
+    file_names: Annotated[list[Text], msgspec.Meta(min_length=1)]
+    length: Id | None = None
+
+
+class _Annotation(InstanceFields):
+    video_id: Id
+    segmentations: list[RawMask]
+    bboxes: list[RawBox | None] | None = None
+    areas: tuple[float | None, ...] | None = None
+
+
+def _read_video(text: Any, where: str) -> VideoRecord:
+    record: _Video = decode(text, _Video, where)
+    names = record.file_names
+    if record.length is not None and record.length != len(names):
+        raise InputError(f"{where}.length is {record.length}, but there are {len(names)} file_names")
     return VideoRecord(
-        number,
-        height,
-        width,
+        record.id,
+        record.height,
+        record.width,
         tuple(file_name(name, f"{where}.file_names[{frame}]") for frame, name in enumerate(names)),
-        neg_category_ids=ids_field(record, "neg_category_ids", where),
-        not_exhaustive_category_ids=ids_field(record, "not_exhaustive_category_ids", where),
+        neg_category_ids=record.neg_category_ids or (),
+        not_exhaustive_category_ids=record.not_exhaustive_category_ids or (),
     )
 
 
-def _read_instance(record: Any, where: str) -> tuple[int, Instance, list[int] | None]:
-    number, video_id, category_id = (integer_field(record, name, where) for name in ("id", "video_id", "category_id"))
-    segmentations = list_field(record, "segmentations", where)
-    masks, size = read_masks(segmentations, f"{where}.segmentations")
-    instance = Instance(
-        number,
-        category_id,
-        crowd_field(record, where),
-        masks,
-        read_boxes(record, "bboxes", where, len(masks)),
-        read_areas(record, "areas", where, len(masks)),
-    )
-    return video_id, instance, size
+def _read_instance(text: Any, where: str) -> tuple[int, Instance, list[int] | None]:
+    record: _Annotation = decode(text, _Annotation, where)
+    masks, size = read_masks(record.segmentations, f"{where}.segmentations")
+    boxes = None
+    if record.bboxes is not None:
+        check_length(record.bboxes, len(masks), f"{where}.bboxes")
+        boxes = tuple(read_box(box, f"{where}.bboxes[{frame}]") for frame, box in enumerate(record.bboxes))
+    if record.areas is not None:
+        check_length(record.areas, len(masks), f"{where}.areas")
+    instance = Instance(record.id, record.category_id, is_crowd(record, where), masks, boxes, record.areas)
+    return record.video_id, instance, size
 
 
 YOUTUBE_VIS = Format(

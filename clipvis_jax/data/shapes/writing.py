@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from clipvis_jax.data.fields import load_json
-from clipvis_jax.data.json_stream import JsonStream
+from clipvis_jax.data.json_file import JsonFile, decode
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.data.shapes.dataset import ShapesDataset
 from clipvis_jax.data.shapes.splits import SPLITS, WORLD_VERSION, ShapesConfig
@@ -79,18 +79,15 @@ def split_of_file(annotations: Path) -> str | None:
         InputError: The file cannot be read, is not JSON, names no split, or is of another version of the world, whose
             scores would say nothing about this one.
     """
-    for entry in JsonStream(annotations):
-        if entry.key == "info" and isinstance(entry.value, dict):
-            if not str(entry.value.get("description")).startswith(_DESCRIPTION):
-                return None
-            if entry.value.get("split") not in SPLITS:
-                raise InputError(f"{annotations}: info names no split of the Shapes world; write the videos again")
-            if entry.value["description"] != _description():
-                raise InputError(f"{annotations}: of another version of the Shapes world; write the videos again")
-            return entry.value["split"]
-        if entry.position is not None:
-            return None  # ``info`` comes before the lists
-    return None
+    members = JsonFile(annotations).members
+    info = decode(members["info"], Any, f"{annotations}: info") if "info" in members else None
+    if not isinstance(info, dict) or not str(info.get("description")).startswith(_DESCRIPTION):
+        return None
+    if info.get("split") not in SPLITS:
+        raise InputError(f"{annotations}: info names no split of the Shapes world; write the videos again")
+    if info["description"] != _description():
+        raise InputError(f"{annotations}: of another version of the Shapes world; write the videos again")
+    return info["split"]
 
 
 def _description() -> str:
