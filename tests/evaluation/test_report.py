@@ -25,8 +25,7 @@ from clipvis_jax.evaluation import (
 )
 from clipvis_jax.evaluation.published import PUBLISHED, published_rows
 from clipvis_jax.evaluation.report import write_report
-from clipvis_jax.evaluation.report.curves import group_curves, overlap_curves
-from clipvis_jax.evaluation.report.markup import Markup, element, join
+from clipvis_jax.evaluation.report.curves import group_curves, iou_curves
 from clipvis_jax.evaluation.report.pictures import find_index
 from clipvis_jax.evaluation.report.videos import extremes
 
@@ -188,18 +187,46 @@ def test_page_needs_nothing_else(tmp_path):
         assert not re.search(r"https?:|@import|url\(|eval", text)
 
 
-def test_names_cannot_break_the_page(tmp_path):
+HOSTILE = {
+    "markup": NASTY,
+    "attribute": '" onmouseover="alert(1)" x=\'',
+    "template": "{{ 7 * 7 }} {% include 'report.js' %}",
+    "comment": "--> <!-- ]]> </style></table>",
+    "terminal": "\x1b[2J\x1b]0;owned\x07cat\x08\x08",
+    "directions": "\u202ecat\u2066",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_names_cannot_break_the_page(tmp_path, kind):
+    hostile = HOSTILE[kind]
+
+    class Broken(GreyVideos):
+        def read_frame(self, index, frame):
+            raise InputError(f"{hostile}: does not exist")
+
     truth, results = small_case()
     for category in truth["categories"]:
-        category["name"] = NASTY
+        category["name"] = hostile
     results[1]["score"] = 0.1
-    metrics = {"dataset": {"name": NASTY}, "model": {"folder": NASTY}, "config": {NASTY: [NASTY]}, "date": NASTY}
-    page = make(tmp_path, (truth, results), metrics=metrics, dataset=GreyVideos([1, 7]))
+    metrics = {name: {"name": hostile, "folder": hostile} for name in ("dataset", "model")}
+    metrics |= {"config": {hostile: [hostile]}, "date": hostile}
+    options = {"groups": {hostile: [1, 2]}, "burst": {hostile: {hostile: 0.5}}}
+    page = make(tmp_path, (truth, results), metrics=metrics, dataset=Broken([1, 7]), **options)
+    plain = make(tmp_path, small_case(), burst={"all": {"HOTA": 0.5}})
     assert page.all("script") == [{}]
-    assert not page.all("b") or "<b>" not in page.open
-    assert NASTY in page.text_of("th")
-    assert NASTY.lower() in table_rows(page)
-    assert NASTY in page.text_of("dd")
+    assert {tag for tag, _ in page.elements} - {tag for tag, _ in plain.elements} == set()
+    assert not {name for _, attributes in page.elements for name in attributes if name.startswith("on")}
+    assert hostile in page.text_of("th")
+    assert hostile.lower() in [a.get("data-value") for a in page.all("th")]
+    assert hostile in page.text_of("dd")
+    assert hostile in page.text_of("option")
+    assert f"No pictures: {hostile}: does not exist" in page.text_of("p")
+
+
+def test_a_file_name_that_is_no_text_does_not_lose_the_report(tmp_path):
+    command = b"clipvis eval --out \xff".decode(errors="surrogateescape")  # as Python reads the command line
+    assert "clipvis eval --out ?" in make(tmp_path, small_case(), metrics={"command": command}).text_of("dd")
 
 
 def test_origin_is_shown(tmp_path):
@@ -300,7 +327,7 @@ def test_areas_below_curves_are_the_scores():
     truth = read_truth(ground_truth)
     with pytest.warns(UserWarning, match="annotation 0"):
         metrics = evaluate(truth, parse_results(results, truth), PROTOCOLS["lvvis"])
-    areas = {name: curve.mean() for name, curve in overlap_curves(metrics).items()}
+    areas = {name: curve.mean() for name, curve in iou_curves(metrics).items()}
     assert list(areas.values()) == pytest.approx([metrics.stats[x] for x in ("AP50", "AP75", "AP")], abs=1e-12)
     groups = {"base": {4, 1}, "novel": {2, 3}, "none": set()}
     curves = group_curves(metrics, groups)
@@ -330,13 +357,6 @@ def test_published_rows():
     assert len(published_rows("lvvis_val")) == len(published_rows("lvvis_test")) == len(published_rows("ytvis21")) == 4
     assert published_rows("lvvis") == published_rows("ovis_valid") == published_rows(None) == []
     assert [row.ap_novel for row in PUBLISHED if row.ap_novel] == [40.2]
-
-
-def test_markup_escapes_text_and_attributes():
-    written = element("a", "<&", Markup("<i></i>"), [Markup("x")], class_='"', data_value=0.5, hidden=True, id=None)
-    assert written == '<a class="&quot;" data-value="0.5" hidden>&lt;&amp;<i></i>x</a>'
-    assert element("img", src="a") == '<img src="a"/>'
-    assert join("<", element("p")) == "&lt;<p></p>"
 
 
 @pytest.mark.slow

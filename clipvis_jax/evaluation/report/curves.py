@@ -1,11 +1,11 @@
-"""Curves of precision over recall as an inline picture."""
+"""Curves of precision over recall, and where they lie in the picture that report.html draws."""
 
+import dataclasses
 from collections.abc import Collection, Mapping
 
 import numpy as np
 from jaxtyping import Float
 
-from clipvis_jax.evaluation.report.markup import Markup, element
 from clipvis_jax.evaluation.video_ap import ABSENT, RECALL_POINTS, THRESHOLDS, VideoMetrics
 
 _WIDTH, _HEIGHT = 560, 320
@@ -17,22 +17,56 @@ Curves = dict[str, Float[np.ndarray, " recalls"]]
 """Precision at `RECALL_POINTS`, by the name of the curve."""
 
 
-def overlap_curves(metrics: VideoMetrics) -> Curves:
-    """Average the precision over the classes that have ground truth, by overlap; no curves if there are none."""
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A curve's name, the area below it times 100, and its points in the picture."""
+
+    name: str
+    area: str
+    points: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A picture of curves: places in pixels from the upper left corner.
+
+    Attributes:
+        curves: What is drawn; the page's classes ``curve-0`` to ``curve-3`` give the colours.
+        ticks: Label, place along the axis of recall, and along that of precision.
+        width: Width of the whole picture.
+        height: Its height.
+        left: Left edge of the field of curves.
+        right: Its right edge.
+        top: Its upper edge.
+        bottom: Its lower edge.
+        centre: Its middle from left to right.
+        middle: Its middle from top to bottom.
+    """
+
+    curves: list[Curve]
+    ticks: list[tuple[str, float, float]]
+    width: int
+    height: int
+    left: float
+    right: float
+    top: float
+    bottom: float
+    centre: float
+    middle: float
+
+
+def iou_curves(metrics: VideoMetrics) -> Curves:
+    """Average the precision over the classes that have ground truth, by IoU; no curves if there are none."""
     precision = metrics.precision[metrics.precision[:, 0, 0] != ABSENT]
     if len(precision) == 0:
         return {}
     mean = precision.mean(axis=0)
     at = {round(float(threshold), 2): i for i, threshold in enumerate(THRESHOLDS)}
-    return {
-        "overlap 0.5": mean[at[0.5]],
-        "overlap 0.75": mean[at[0.75]],
-        "mean of 0.5 to 0.95": mean.mean(axis=0),
-    }
+    return {"IoU 0.5": mean[at[0.5]], "IoU 0.75": mean[at[0.75]], "mean of 0.5 to 0.95": mean.mean(axis=0)}
 
 
 def group_curves(metrics: VideoMetrics, groups: Mapping[str, Collection[int]]) -> Curves:
-    """Average the precision over the classes of each group and over all overlaps; empty groups have no curve."""
+    """Average the precision over the classes of each group and over all IoUs; empty groups have no curve."""
     exists = metrics.precision[:, 0, 0] != ABSENT
     curves = {}
     for name, members in groups.items():
@@ -42,29 +76,20 @@ def group_curves(metrics: VideoMetrics, groups: Mapping[str, Collection[int]]) -
     return curves
 
 
-def draw_curves(curves: Curves) -> Markup:
-    """Draw curves with axes and a legend; their colours are those of the page's classes ``curve-0`` to ``curve-3``."""
-    title = "Precision over recall: " + ", ".join(
-        f"{name}: area {curve.mean() * 100:.1f}" for name, curve in curves.items()
+def plot(curves: Curves) -> Plot:
+    """Place curves, axes and their labels."""
+    return Plot(
+        curves=[Curve(name, f"{curve.mean() * 100:.1f}", _points(curve)) for name, curve in curves.items()],
+        ticks=[(f"{tick:.1f}", _x(tick), _y(tick)) for tick in _TICKS],
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_x(0.0),
+        right=_x(1.0),
+        top=_y(1.0),
+        bottom=_y(0.0),
+        centre=_x(0.5),
+        middle=_y(0.5),
     )
-    drawing = element(
-        "svg",
-        element("title", title),
-        _axes(),
-        [_curve(curve, f"curve-{i % 4}") for i, curve in enumerate(curves.values())],
-        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
-        role="img",
-    )
-    legend = [
-        element(
-            "li",
-            element("span", class_=f"swatch curve-{i % 4}"),
-            f"{name} ",
-            element("b", f"{curve.mean() * 100:.1f}"),
-        )
-        for i, (name, curve) in enumerate(curves.items())
-    ]
-    return element("figure", drawing, element("ul", legend, class_="legend"), class_="curves")
 
 
 def _x(recall: float) -> float:
@@ -75,25 +100,5 @@ def _y(precision: float) -> float:
     return round(_TOP + (1 - precision) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
 
-def _axes() -> Markup:
-    parts = []
-    for tick in _TICKS:
-        label = f"{tick:.1f}"
-        parts += [
-            element("line", x1=_x(0.0), x2=_x(1.0), y1=_y(tick), y2=_y(tick), class_="grid"),
-            element("line", x1=_x(tick), x2=_x(tick), y1=_y(0.0), y2=_y(1.0), class_="grid"),
-            element("text", label, x=_LEFT - 8, y=_y(tick) + 4, text_anchor="end"),
-            element("text", label, x=_x(tick), y=_y(0.0) + 18, text_anchor="middle"),
-        ]
-    middle = _y(0.5)
-    return element(
-        "g",
-        parts,
-        element("text", "recall", x=_x(0.5), y=_HEIGHT - 4, text_anchor="middle"),
-        element("text", "precision", x=12, y=middle, text_anchor="middle", transform=f"rotate(-90 12 {middle})"),
-    )
-
-
-def _curve(precision: Float[np.ndarray, " recalls"], name: str) -> Markup:
-    points = " ".join(f"{_x(r)},{_y(p)}" for r, p in zip(RECALL_POINTS.tolist(), precision.tolist(), strict=True))
-    return element("polyline", points=points, class_=name)
+def _points(precision: Float[np.ndarray, " recalls"]) -> str:
+    return " ".join(f"{_x(r)},{_y(p)}" for r, p in zip(RECALL_POINTS.tolist(), precision.tolist(), strict=True))

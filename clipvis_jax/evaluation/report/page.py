@@ -1,4 +1,4 @@
-"""The page: its sections, style and script in one file."""
+"""The page: what report.html shows, with its style and script in one file."""
 
 import base64
 import hashlib
@@ -7,18 +7,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.evaluation.diagnostics import video_scores
 from clipvis_jax.evaluation.inputs import GroundTruth, Result
 from clipvis_jax.evaluation.outcomes import instance_outcomes
 from clipvis_jax.evaluation.protocols import PROTOCOLS, group_members
-from clipvis_jax.evaluation.published import PublishedRow
-from clipvis_jax.evaluation.report.classes import class_table, confusion_tables
-from clipvis_jax.evaluation.report.curves import draw_curves, group_curves, overlap_curves
-from clipvis_jax.evaluation.report.markup import Markup, element, join
-from clipvis_jax.evaluation.report.scores import headline_table, weakness
+from clipvis_jax.evaluation.published import SOURCE, PublishedRow
+from clipvis_jax.evaluation.report.classes import class_columns, class_rows, confusion_rows
+from clipvis_jax.evaluation.report.curves import group_curves, iou_curves, plot
+from clipvis_jax.evaluation.report.scores import burst_table, headline_table, score_bars, step_bars
 from clipvis_jax.evaluation.report.videos import video_cards
-from clipvis_jax.evaluation.video_ap import VideoMetrics
+from clipvis_jax.evaluation.video_ap import NO_SCORE, VideoMetrics, percent
 from clipvis_jax.io.files import write_text
 
 _PROVENANCE = ("command", "date", "dataset", "model", "config", "seed", "results", "device", "versions")
@@ -70,38 +71,55 @@ def write_report(
     outcomes = instance_outcomes(ground_truth, results, show_progress=show_progress)
     by_video = video_scores(ground_truth, results, protocol, show_progress=show_progress)
     evaluations = {f"This evaluation ({protocol.name})": video_metrics} | dict(other_protocols or {})
-    sections = {
-        "Scores": headline_table(evaluations, published, burst or {}),
-        "What is weak: masks, tracking or names?": weakness(video_metrics, segmentation, classification, outcomes),
-        "Precision and recall": _curves(video_metrics, members),
-        "Classes": class_table(video_metrics, outcomes, names, members),
-        "Confusions": confusion_tables(outcomes, names),
-        "Videos": video_cards(
-            by_video, outcomes, ground_truth, results, names=names, dataset=dataset, show_progress=show_progress
-        ),
-        "How this was made": _provenance(metrics),
-    }
-    body = join(
-        _header(metrics, ground_truth),
-        [element("section", element("h2", title), content) for title, content in sections.items()],
+    classes = class_rows(video_metrics, outcomes, names, members)
+    wrong, missed = confusion_rows(outcomes, names)
+    best, worst = video_cards(
+        by_video, outcomes, ground_truth, results, names=names, dataset=dataset, show_progress=show_progress
     )
-    page = _page(_title(metrics), body)
-    write_text(path, page)
+    by_iou = iou_curves(video_metrics)
+    style, script = (
+        resources.files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
+    )
+    page = _template().render(
+        title=_title(metrics),
+        facts=_facts(metrics, ground_truth),
+        no_score=NO_SCORE,
+        headline=headline_table(evaluations, published),
+        published_source=SOURCE if published else "",
+        burst=burst_table(burst) if burst else None,
+        score_bars=score_bars(video_metrics, segmentation, classification),
+        step_bars=step_bars(outcomes),
+        by_iou=plot(by_iou) if by_iou else None,
+        by_group=plot(group_curves(video_metrics, members)),
+        groups=list(members),
+        class_columns=class_columns(bool(members)),
+        classes=classes,
+        num_absent=len(video_metrics.per_category) - len(classes),
+        wrong=wrong,
+        missed=missed,
+        has_pictures=dataset is not None,
+        best=best,
+        worst=worst,
+        provenance={key: metrics[key] for key in _PROVENANCE if key in metrics},
+        style=style,
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    )
+    # The command may name a file whose name is no text; Python reads it with lone surrogates, which no file can hold.
+    write_text(path, page.encode(errors="replace").decode())
 
 
-def _curves(metrics: VideoMetrics, groups: Mapping[str, Collection[int]]) -> Markup:
-    if not (by_overlap := overlap_curves(metrics)):
-        return element("p", "There is no ground truth.", class_="note")
-    by_group = group_curves(metrics, groups)
-    return join(
-        element("p", "Means over classes. The area below a curve is the AP, given beside its name.", class_="note"),
-        element(
-            "div",
-            element("div", element("h3", "All classes, by overlap"), draw_curves(by_overlap)),
-            element("div", element("h3", "By group, all overlaps"), draw_curves(by_group)) if by_group else "",
-            class_="columns",
-        ),
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    environment.filters["percent"] = percent
+    return environment.get_template("report.html")
 
 
 def _title(metrics: Mapping[str, Any]) -> str:
@@ -117,7 +135,7 @@ def _lookup(metrics: Mapping[str, Any], section: str, field: str) -> str:
     return str(record.get(field, "")) if isinstance(record, Mapping) else ""
 
 
-def _header(metrics: Mapping[str, Any], ground_truth: GroundTruth) -> Markup:
+def _facts(metrics: Mapping[str, Any], ground_truth: GroundTruth) -> list[str]:
     frames = sum(video.length for video in ground_truth.videos.values())
     facts = [
         f"{len(ground_truth.videos):,} videos",
@@ -125,42 +143,4 @@ def _header(metrics: Mapping[str, Any], ground_truth: GroundTruth) -> Markup:
         f"{len(ground_truth.annotations):,} instances",
         f"{len(ground_truth.categories):,} classes",
     ]
-    if "date" in metrics:
-        facts.append(str(metrics["date"]))
-    return element("header", element("h1", _title(metrics)), element("p", " · ".join(facts)))
-
-
-def _provenance(metrics: Mapping[str, Any]) -> Markup:
-    known = {key: metrics[key] for key in _PROVENANCE if key in metrics}
-    if not known:
-        return element("p", "The metrics do not say.", class_="note")
-    return element("details", element("summary", "Command, data, model, settings and versions"), _definitions(known))
-
-
-def _definitions(record: Mapping[str, Any]) -> Markup:
-    return element("dl", [element("div", element("dt", str(key)), _value(value)) for key, value in record.items()])
-
-
-def _value(value: object) -> Markup:
-    if isinstance(value, Mapping):
-        return element("dd", _definitions(value), class_="nested")
-    return element("dd", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
-
-
-def _page(title: str, body: Markup) -> str:
-    """Put the page together. Its policy lets the browser load nothing and run this one script only."""
-    style, script = (
-        resources.files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", Markup(style)),
-    )
-    page = element("html", head, element("body", body, element("script", Markup(script))), lang="en")
-    return f"<!doctype html>\n{page}\n"
+    return [*facts, str(metrics["date"])] if "date" in metrics else facts

@@ -1,4 +1,4 @@
-"""Pictures of a video for the page: its true instances above what was found, frame by frame."""
+"""Pictures of a video for the page: the ground truth above what was found, frame by frame."""
 
 import base64
 import dataclasses
@@ -15,7 +15,6 @@ from clipvis_jax.data.records import Dataset
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation.inputs import Annotation, MaskTrack, Result, Video
 from clipvis_jax.evaluation.outcomes import distinct_tracks
-from clipvis_jax.evaluation.report.markup import Markup, element
 from clipvis_jax.evaluation.video_ap import track_overlaps
 from clipvis_jax.masks.resize import decode_rle
 from clipvis_jax.media.visualize import color_palette, draw_tracks
@@ -29,11 +28,20 @@ _MAX_FRAMES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A video with its true instances and its results, best first."""
+    """A video with its ground truth and its results, best first."""
 
     video: Video
     annotations: Sequence[Annotation]
     results: Sequence[Result]
+
+
+@dataclasses.dataclass(frozen=True)
+class FramePictures:
+    """A frame with its ground truth, and with tracks: addresses of images that carry their own bytes."""
+
+    number: int
+    ground_truth: str
+    prediction: str
 
 
 def find_index(dataset: Dataset, video_id: int) -> int:
@@ -48,15 +56,15 @@ def find_index(dataset: Dataset, video_id: int) -> int:
     return index
 
 
-def draw_video(dataset: Dataset, index: int, scene: Scene, names: dict[int, str]) -> Markup:
-    """Draw a few frames of a video twice: with its true instances, and with as many of its best tracks.
+def draw_video(dataset: Dataset, index: int, scene: Scene, names: dict[int, str]) -> list[FramePictures]:
+    """Draw a few frames of a video twice: with its ground truth, and with as many of its best tracks.
 
-    A track has the colour of the instance that it overlaps by half or more.
+    A track has the colour of the instance with which it has an IoU of 0.5 or more.
 
     Args:
         dataset: Where frames are read.
         index: Index of the video in it.
-        scene: What there is to draw, at least one true instance.
+        scene: What there is to draw, at least one instance.
         names: Names of classes by id.
 
     Raises:
@@ -70,19 +78,19 @@ def draw_video(dataset: Dataset, index: int, scene: Scene, names: dict[int, str]
     true_masks = [annotation.track for annotation in annotations]
     found_masks = [result.track for result in tracks]
     record = dataset[index]
-    columns = []
+    pictures = []
     for frame in _frames_to_show(annotations):
         picture = _shrink(decode_frame(dataset, index, frame, record))
         size = picture.shape[0], picture.shape[1]
-        pair = []
-        for what, masks, labels, colors in (
-            ("ground truth", true_masks, true_labels, true_colors),
-            ("prediction", found_masks, track_labels, track_colors),
-        ):
-            drawn = draw_tracks(picture, _masks_at(masks, frame, video, size), labels, colors)
-            pair.append(element("img", src=_jpeg(drawn), alt=f"Frame {frame}: {what}", title=f"frame {frame}: {what}"))
-        columns.append(element("figure", pair, element("figcaption", f"frame {frame}")))
-    return element("div", columns, class_="frames")
+        ground_truth, prediction = (
+            _jpeg(draw_tracks(picture, _masks_at(masks, frame, video, size), labels, colors))
+            for masks, labels, colors in (
+                (true_masks, true_labels, true_colors),
+                (found_masks, track_labels, track_colors),
+            )
+        )
+        pictures.append(FramePictures(frame, ground_truth, prediction))
+    return pictures
 
 
 def _frames_to_show(annotations: Sequence[Annotation]) -> list[int]:

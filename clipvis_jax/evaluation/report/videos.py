@@ -1,5 +1,6 @@
 """The best and the worst videos, with pictures."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -10,12 +11,24 @@ from clipvis_jax.data.records import Dataset
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result
 from clipvis_jax.evaluation.outcomes import Outcome
-from clipvis_jax.evaluation.report.markup import Markup, element, join
-from clipvis_jax.evaluation.report.pictures import Scene, draw_video, find_index
+from clipvis_jax.evaluation.report.pictures import FramePictures, Scene, draw_video, find_index
 from clipvis_jax.evaluation.video_ap import percent
 
 _SHOWN = 4
 """So many of the best and of the worst videos at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A video on the page: pictures of it, or what is wrong with its frames, or neither."""
+
+    title: str
+    ap: str
+    num_instances: int
+    tracked: int
+    named: int
+    frames: list[FramePictures]
+    problem: str
 
 
 def extremes(scores: Mapping[int, float], outcomes: Sequence[Outcome]) -> tuple[list[int], list[int]]:
@@ -38,8 +51,8 @@ def video_cards(
     names: dict[int, str],
     dataset: Dataset | None,
     show_progress: bool,
-) -> Markup:
-    """Show the best and the worst videos, with pictures if there is a data set to read them from."""
+) -> tuple[list[Card], list[Card]]:
+    """Return the best and the worst videos, with pictures if there is a data set to read them from."""
     best, worst = extremes(scores, outcomes)
     chosen = set(best) | set(worst)
     outcomes_of: dict[int, list[Outcome]] = defaultdict(list)
@@ -55,27 +68,26 @@ def video_cards(
             annotations_of[annotation.video_id].append(annotation)
     cards = {}
     for video_id in tqdm([*best, *worst], "pictures", unit="video", disable=not show_progress):
-        title, pictures = f"Video {video_id}", join()
+        title, problem = f"Video {video_id}", ""
+        pictures: list[FramePictures] = []
         if dataset is not None:
             scene = Scene(ground_truth.videos[video_id], annotations_of[video_id], results_of[video_id])
-            title, pictures = _read(dataset, scene, names)
-        cards[video_id] = _card(title, scores[video_id], outcomes_of[video_id], pictures)
-    how = (
-        "The upper pictures show the ground truth, the lower ones as many of the best-scoring tracks. "
-        if dataset
-        else ""
-    )
-    return join(
-        element("p", f"{how}A video's AP is over the classes that it shows.", class_="note"),
-        element("h3", "Best"),
-        [cards[video_id] for video_id in best],
-        [element("h3", "Worst")] if worst else [],
-        [cards[video_id] for video_id in worst],
-    )
+            title, pictures, problem = _read(dataset, scene, names)
+        found = outcomes_of[video_id]
+        cards[video_id] = Card(
+            title,
+            percent(scores[video_id]),
+            num_instances=len(found),
+            tracked=sum(outcome.track_overlap >= 0.5 for outcome in found),
+            named=sum(outcome.named == outcome.annotation.category_id for outcome in found),
+            frames=pictures,
+            problem=problem,
+        )
+    return [cards[video_id] for video_id in best], [cards[video_id] for video_id in worst]
 
 
-def _read(dataset: Dataset, scene: Scene, names: dict[int, str]) -> tuple[str, Markup]:
-    """Return a video's name and pictures; where its frames cannot be read, what is wrong with them.
+def _read(dataset: Dataset, scene: Scene, names: dict[int, str]) -> tuple[str, list[FramePictures], str]:
+    """Return a video's name and pictures; where its frames cannot be read, none, and what is wrong with them.
 
     Scores that took hours must not be lost because of a picture.
     """
@@ -85,15 +97,6 @@ def _read(dataset: Dataset, scene: Scene, names: dict[int, str]) -> tuple[str, M
         index = find_index(dataset, video_id)
         folder = PurePosixPath(dataset[index].file_names[0]).parent.name
         title = f"Video {video_id} · {folder}" if folder else title
-        return title, draw_video(dataset, index, scene, names)
+        return title, draw_video(dataset, index, scene, names), ""
     except (InputError, OSError) as error:
-        return title, element("p", f"No pictures: {error}", class_="note")
-
-
-def _card(title: str, score: float, outcomes: Sequence[Outcome], pictures: Markup) -> Markup:
-    tracked = sum(outcome.track_overlap >= 0.5 for outcome in outcomes)
-    named = sum(outcome.named == outcome.annotation.category_id for outcome in outcomes)
-    count = len(outcomes)
-    found = f"{count} instance{'s' if count != 1 else ''}: {tracked} tracked, {named} named"
-    heading = element("h4", title, element("span", f"AP {percent(score)}", class_="badge"), element("small", found))
-    return element("article", heading, pictures, class_="video")
+        return title, [], str(error)
