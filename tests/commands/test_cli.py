@@ -242,9 +242,9 @@ def test_no_such_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--size", "0"], "--size 0: must be between 32 and 1333 pixels"),
         (["--size", "5000"], "--size 5000: must be"),
-        (["--every", "0"], "every 0: must be 1"),
-        (["--start", "-1"], "start -1: frame numbers begin at 0"),
-        (["--start", "5", "--end", "5"], "end 5: leaves no frame"),
+        (["--every", "0"], "--every 0: must be 1"),
+        (["--start", "-1"], "--start -1: frame numbers begin at 0"),
+        (["--start", "5", "--end", "5"], "--end 5: leaves no frame"),
         (["--top-k", "0"], "--top-k 0: must be 1 or more"),
         (["--min-score", "2"], "--min-score 2.0: must be between 0 and 1"),
         (["--min-score", "nan"], "--min-score nan: must be"),
