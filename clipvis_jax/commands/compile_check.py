@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import jax
 from tyro.conf import arg
@@ -37,6 +37,8 @@ class CompileCheckOptions:
     """Kind and arrangement of chips: v5e:2x4 (8 chips), v5e:16x16, v4:8x8x8 (512 chips, 1024 cores), v6e:16x16."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the figures to this file as well."""
+    effort: Literal["full", "least"] = "full"
+    """Effort of the compiler. The least is several times quicker, and may state more memory than the program needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,9 @@ class CompileCheck:
         """
         # Before anything is computed: on a machine with a TPU, the TPU is left alone.
         jax.config.update("jax_platforms", "cpu")
+        if self.options.effort == "least":
+            # The older setting, JAX_EXEC_TIME_OPTIMIZATION_EFFORT, is gone since jax 0.11.1.
+            jax.config.update("jax_optimization_level", "O1")
         if not isinstance(self.experiment, ClipVisExperiment):
             raise InputError(f"{self.path}: is no training of the decoders; give one such as configs/lvis_r50.py")
         report = check_compilation(self.experiment, self.options.topology)

@@ -22,12 +22,13 @@ from clipvis_jax.inference.dataset_run import DatasetFrames
 from clipvis_jax.inference.loading import enable_compilation_cache, load
 from clipvis_jax.inference.results import Track, VideoResult
 from clipvis_jax.inference.segmenter import InferenceConfig
-from clipvis_jax.media.video_reader import FrameSelection
+from clipvis_jax.media.video_reader import FrameSelection, open_frames
+from clipvis_jax.media.video_writer import VideoWriter
 
 _MIN_SCORE = 0.4
 """Lower ones are mostly second tracks of the same object, which the method does not suppress."""
-_MIN_OVERLAP = 0.5
-"""From which overlap on a track follows an object, as for AP50."""
+_MIN_IOU = 0.5
+"""From which IoU on a track follows an object, as for AP50."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Demo:
     Needs no weights, no data and no network. The model was trained on the Shapes world alone: masks of base
     classes, captions of base and novel ones. Asked for all 360 classes at once, it segments, tracks and names the
     objects of a clip that it never saw, novel and unseen classes among them. Prints what each track follows and
-    whether its name is right, and writes tracks.json and overlay.mp4.
+    whether its name is correct, and writes tracks.json and overlay.mp4. Then the clip is written as a video file,
+    clip.mp4, and segmented once more from that.
     """
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_demo")
@@ -59,11 +61,29 @@ class Demo:
         with predict_outputs.output_folder(self.out) as out:
             result = segmenter.predict(source, names, min_score=_MIN_SCORE, show_progress=True)
             written = predict_outputs.write_results(out, result, source, selection, overlay=True, show_progress=True)
+            clip = out / "clip.mp4"
+            with VideoWriter(clip, source.height, source.width, predict_outputs.FOLDER_FPS) as writer:
+                for _, frame in source:
+                    writer.write(frame)
+            # What users have is a video file: this shows that theirs can be read, too.
+            from_file = segmenter.predict(open_frames(clip), names, min_score=_MIN_SCORE, show_progress=True)
         ground_truth = ground_truth_from(dataset)
-        category_ids = [category.id for category in dataset.categories]
-        tracks = parse_results(_with_best_names(result).to_ytvis(source.record.id, category_ids), ground_truth)
-        print_tracks(dataset, ground_truth, track_outcomes(ground_truth, tracks, _MIN_OVERLAP))
-        print("wrote " + " and ".join(str(path) for path in written))
+        outcomes, outcomes_from_file = (
+            track_outcomes(
+                ground_truth,
+                parse_results(
+                    _with_best_names(given).to_ytvis(
+                        source.record.id, [category.id for category in dataset.categories]
+                    ),
+                    ground_truth,
+                ),
+                _MIN_IOU,
+            )
+            for given in (result, from_file)
+        )
+        print_tracks(dataset, ground_truth, outcomes)
+        print(f"from {clip.name}: {_summary(ground_truth, outcomes_from_file)}")
+        print("wrote " + ", ".join(str(path) for path in (*written, clip)))
 
 
 def _with_best_names(result: VideoResult) -> VideoResult:
@@ -92,14 +112,14 @@ def print_tracks(dataset: Dataset, ground_truth: GroundTruth, outcomes: Sequence
 
     table = Table(
         title=f"Tracks that score at least {_MIN_SCORE}",
-        caption="Seen: what training showed of the object's class. Overlap: intersection over union over all frames; "
-        f"from {_MIN_OVERLAP} on a track follows the object, and of several the best-scoring one comes first; a track "
+        caption="Seen: what training showed of the object's class. IoU: intersection over union over all frames; "
+        f"from {_MIN_IOU} on a track follows the object, and of several the best-scoring one comes first; a track "
         "that follows none strays: from object to object, or over the background.",
         title_justify="left",
         caption_justify="left",
     )
-    for heading in ("named", "score", "object", "seen", "overlap", ""):
-        table.add_column(heading, justify="right" if heading in ("score", "overlap") else "left")
+    for heading in ("named", "score", "object", "seen", "IoU", ""):
+        table.add_column(heading, justify="right" if heading in ("score", "IoU") else "left")
     verdicts = []
     for outcome in outcomes:
         result, annotation = outcome.result, outcome.annotation
@@ -108,19 +128,37 @@ def print_tracks(dataset: Dataset, ground_truth: GroundTruth, outcomes: Sequence
         elif outcome.is_second:
             verdict = "second track"
         else:
-            verdict = "right" if result.category_id == annotation.category_id else "wrong"
+            verdict = "correct" if result.category_id == annotation.category_id else "wrong"
         verdicts.append(verdict)
         true = ("-", "") if annotation is None else describe(annotation.category_id)
         table.add_row(
             categories[result.category_id].name, f"{result.score:.2f}", *true, f"{outcome.overlap:.2f}", verdict
         )
-    found = {outcome.annotation.id for outcome in outcomes if outcome.annotation is not None}
+    found = _found(outcomes)
     for annotation in ground_truth.annotations:
         if annotation.id not in found:
             table.add_row("-", "", *describe(annotation.category_id), "", "missed")
     Console().print(table)
     print(
-        f"{len(found)} of {len(ground_truth.annotations)} objects found, {verdicts.count('right')} of them named "
-        f"rightly out of {len(categories)} class names; surplus tracks: {verdicts.count('second track')} second, "
-        f"{verdicts.count('strays')} astray"
+        f"{_summary(ground_truth, outcomes)} out of {len(categories)}; surplus tracks: "
+        f"{verdicts.count('second track')} second, {verdicts.count('strays')} astray"
+    )
+
+
+def _found(outcomes: Sequence[TrackOutcome]) -> set[int]:
+    """Return the ids of the objects that a track follows."""
+    return {outcome.annotation.id for outcome in outcomes if outcome.annotation is not None}
+
+
+def _summary(ground_truth: GroundTruth, outcomes: Sequence[TrackOutcome]) -> str:
+    """Say how many objects are found, and how many of them have the correct class name."""
+    correct = sum(
+        outcome.annotation is not None
+        and not outcome.is_second
+        and outcome.result.category_id == outcome.annotation.category_id
+        for outcome in outcomes
+    )
+    return (
+        f"{len(_found(outcomes))} of {len(ground_truth.annotations)} objects found, {correct} of them with the "
+        "correct class name"
     )

@@ -212,10 +212,10 @@ def test_every_track_is_printed_with_what_it_follows(wide, capsys):
     ]
     printed = capsys.readouterr().out
     rows = rows_of(printed)
-    lost_overlap = float(rows[3].pop(4))
-    assert 0 <= lost_overlap < 0.5
+    lost_iou = float(rows[3].pop(4))
+    assert 0 <= lost_iou < 0.5
     assert rows == [
-        [one, "0.90", one, one_seen, "1.00", "right"],
+        [one, "0.90", one, one_seen, "1.00", "correct"],
         [classes[other].name, "0.80", two, two_seen, "1.00", "wrong"],
         [one, "0.70", one, one_seen, "1.00", "second track"],
         [one, "0.60", "-", "", "strays"],
@@ -223,7 +223,7 @@ def test_every_track_is_printed_with_what_it_follows(wide, capsys):
         *(["-", "", name, name_seen, "", "missed"] for name, name_seen in rest),
     ]
     assert printed.splitlines()[-1] == (
-        f"2 of {len(objects)} objects found, 1 of them named rightly out of 360 class names; "
+        f"2 of {len(objects)} objects found, 1 of them with the correct class name out of 360; "
         "surplus tracks: 2 second, 1 astray"
     )
 
@@ -243,7 +243,7 @@ def test_demo(wide, tmp_path, capsys):
     assert main(["demo", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     (summary,) = re.findall(
-        r"^(\d+) of (\d+) objects found, (\d+) of them named rightly out of 360 class names; "
+        r"^(\d+) of (\d+) objects found, (\d+) of them with the correct class name out of 360; "
         r"surplus tracks: (\d+) second, (\d+) astray$",
         printed,
         re.MULTILINE,
@@ -251,9 +251,10 @@ def test_demo(wide, tmp_path, capsys):
     found, objects, right, second, astray = map(int, summary)
     video = open_dataset(bundled.CLIP)[0]
     assert objects == len(video.instances)
-    assert (found, right) == (6, 6)  # no overlap of a track is nearer to 0.5 than 0.16, no score to 0.4 than 0.07
-    assert printed.splitlines()[-1] == f"wrote {out / 'tracks.json'} and {out / 'overlay.mp4'}"
-    assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "tracks.json"]
+    assert (found, right) == (6, 6)  # no IoU of a track is nearer to 0.5 than 0.16, no score to 0.4 than 0.07
+    assert printed.splitlines()[-1] == f"wrote {out / 'tracks.json'}, {out / 'overlay.mp4'}, {out / 'clip.mp4'}"
+    assert sorted(path.name for path in out.iterdir()) == ["clip.mp4", "overlay.mp4", "tracks.json"]
+    assert "\nfrom clip.mp4: 6 of 6 objects found, 6 of them with the correct class name\n" in printed
     tracks = json.loads((out / "tracks.json").read_text())
     assert tracks["video"]["length"] == video.length
     assert len(tracks["categories"]) == 360

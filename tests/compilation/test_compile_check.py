@@ -276,7 +276,7 @@ def test_the_table():
 def test_the_command_prints_and_writes_a_report(config, monkeypatch, tmp_path, capsys):
     asked = []
     monkeypatch.setattr(
-        "clipvis_jax.compilation.check.check_compilation", lambda *options: asked.append(options) or REPORT
+        "clipvis_jax.commands.compile_check.check_compilation", lambda *options: asked.append(options) or REPORT
     )
     file = tmp_path / "report.json"
     options = ["--topology", "v5e:16x16", "--data.batch-size", "512", "--json", str(file)]
@@ -293,7 +293,7 @@ def test_the_command_prints_and_writes_a_report(config, monkeypatch, tmp_path, c
 
 
 def test_the_command_fails_if_the_step_does_not_fit(config, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("clipvis_jax.compilation.check.check_compilation", lambda *_: TOO_LARGE)
+    monkeypatch.setattr("clipvis_jax.commands.compile_check.check_compilation", lambda *_: TOO_LARGE)
     file = tmp_path / "report.json"
     assert main(["compile-check", str(config), "--topology", "v5e:16x16", "--json", str(file)]) == 2
     captured = capsys.readouterr()
@@ -301,6 +301,23 @@ def test_the_command_fails_if_the_step_does_not_fit(config, monkeypatch, tmp_pat
     assert "--step.remat" in captured.err
     assert captured.err.count("\n") == 1
     assert json.loads(file.read_text())["fits"] is False
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], None), (["--effort", "least"], "O1")])
+def test_the_compilers_effort(options, expected, config, monkeypatch):
+    """The setting is one that every allowed version of JAX has."""
+    before, levels = jax.config.jax_optimization_level, []
+
+    def check(*_):
+        levels.append(jax.config.jax_optimization_level)
+        return REPORT
+
+    monkeypatch.setattr("clipvis_jax.commands.compile_check.check_compilation", check)
+    try:
+        assert main(["compile-check", str(config), "--topology", "v5e:16x16", *options]) == 0
+    finally:
+        jax.config.update("jax_optimization_level", before)
+    assert levels == [expected or before]
 
 
 def test_without_libtpu_the_extra_is_named(config, monkeypatch, capsys):
