@@ -59,9 +59,9 @@ DIFFERENCES = (
     ("objectness in the score", ("components", "+ objectness", "AP"), ("components", "+ top-K matching", "AP")),
     ("mask IoU in the score", (*METHOD, "AP"), ("components", "+ objectness", "AP")),
     (
-        "top-K of the memory instead of all of it",
-        ("matching", "top-K of the memory", "AP"),
-        ("matching", "all of the memory", "AP"),
+        "top-K of the history instead of all of it",
+        ("matching", "top-K of the history", "AP"),
+        ("matching", "all of the history", "AP"),
     ),
     ("K = 5 instead of 1", ("K", "5", "AP"), ("K", "1", "AP")),
     ("T = 9 instead of 1", ("T", "9", "AP"), ("T", "1", "AP")),

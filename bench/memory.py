@@ -26,7 +26,7 @@ def main():
         return
     model, clip_vars, params = random_model("RN50")
     config = InferenceConfig(size=64)
-    segmenter = Segmenter(model, clip_vars, params, tokenizer=RandomVocabulary(), weights_hash="", config=config)
+    segmenter = Segmenter(model, clip_vars, params, tokenizer=RandomVocabulary(), config=config)
     result = segmenter.predict_video(moving_frames(options.lengths[0], 64, 112), ["cat", "dog"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"| {result.num_frames} | {peak:.3f} GiB |", flush=True)

@@ -11,14 +11,15 @@ import resource
 import subprocess
 import sys
 import time
+from itertools import count
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bench.random_model import random_model
-from clipvis_jax.inference.association import AssociationConfig, associate
-from clipvis_jax.inference.frame_store import FrameStore, TrackedFrame
+from clipvis_jax.inference.association import associate
+from clipvis_jax.inference.frame_store import FrameStore
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.masks.resize import encode_rle
 from clipvis_jax.models.query_decoder import mask_logits_from
@@ -70,13 +71,14 @@ def measure(name, num_layers, dtype, num_frames):
     """Return the rows of one model's table."""
     model, clip_vars, params = random_model(name, num_layers=num_layers, dtype=dtype)
     config = InferenceConfig()
-    segmenter = Segmenter(model, clip_vars, params, tokenizer=RandomVocabulary(), weights_hash="", config=config)
+    segmenter = Segmenter(model, clip_vars, params, tokenizer=RandomVocabulary(), config=config)
     window = config.window_size
     frames = list(moving_frames(max(num_frames, window)))
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((NUM_CLASSES, model.config.text.embed_dim)).astype(np.float32)
     classifier = make_text_classifier(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), [1] * NUM_CLASSES)
-    segmenter._vocabulary = (names := tuple(f"class {i}" for i in range(NUM_CLASSES)), classifier)
+    names = [f"class {i}" for i in range(NUM_CLASSES)]
+    segmenter.encode_classes = lambda *_, **__: classifier
 
     rows = {}
     sizes = config.sizes(HEIGHT, WIDTH)
@@ -97,20 +99,15 @@ def measure(name, num_layers, dtype, num_frames):
     logits = stage("mask logits", mask_logits_from, prediction.mask_embed, pixels.mask_features)
 
     embeds = np.asarray(prediction.query_embed[0])
-    memory = tuple(embeds + rng.normal(0, 0.05, embeds.shape).astype(np.float32) for _ in range(9))
-    memory = tuple(m / np.linalg.norm(m, axis=1, keepdims=True) for m in memory)
-    rows["association"] = median_seconds(lambda: associate(embeds, memory, AssociationConfig())[0])
-    zeros = np.zeros(len(embeds), np.float32)
-    frame = TrackedFrame(
-        np.zeros((len(embeds), 2), np.float32),
-        zeros,
-        np.zeros((len(embeds), NUM_CLASSES), np.float32),
-        np.asarray(logits[0]),
-        zeros,
-        zeros,
+    history = tuple(embeds + rng.normal(0, 0.05, embeds.shape).astype(np.float32) for _ in range(9))
+    history = tuple(past / np.linalg.norm(past, axis=1, keepdims=True) for past in history)
+    rows["association"] = median_seconds(lambda: associate(embeds, history)[0])
+    predictions, _ = next(segmenter.run_network(classifier, frames[:window]))
+    store, numbers = FrameStore(len(embeds), NUM_CLASSES), count()
+    tracked = predictions._replace(
+        mask_logits=np.asarray(logits[0]), class_probs=predictions.class_probs[:, :NUM_CLASSES]
     )
-    store = FrameStore(len(embeds), NUM_CLASSES)
-    rows["keeping frames"] = median_seconds(lambda: store.append(frame))
+    rows["keeping frames"] = median_seconds(lambda: store.append(next(numbers), tracked))
     rows["masks (50 tracks)"] = median_seconds(
         lambda: [encode_rle(sizes.mask(mask)) for mask in store.mask_logits(0, np.arange(50))]
     )

@@ -56,7 +56,6 @@ def tiny_segmenter(family, **config):
         clip_vars,
         params,
         tokenizer=GoldenTokenizer(),
-        weights_hash=family,
         config=InferenceConfig(size=SIZE, **config),
     )
 

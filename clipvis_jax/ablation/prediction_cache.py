@@ -10,12 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.inference.association import AssociationConfig, Memory, associate
-from clipvis_jax.inference.scores import RunningScores, ScoreConfig, rank_pairs
-from clipvis_jax.inference.video_state import VideoState
+from clipvis_jax.inference.association import AssociationConfig, History, associate
+from clipvis_jax.inference.scores import FrameScores, ScoreConfig, ScoreSums, rank_pairs
+from clipvis_jax.inference.tracker import FrameQueries
 from clipvis_jax.io.files import atomic_path
 from clipvis_jax.masks.resize import MaskResizer, Rle, encode_rle, pack_mask_logits, unpack_mask_logits
-from clipvis_jax.models.structs import FramePredictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,24 +41,23 @@ class CachedVideo:
         return len(self.iou)
 
 
-def collect_video(frames: Iterable[tuple[FramePredictions, int]], state: VideoState) -> CachedVideo:
-    """Gather the predictions of a video, as ``Segmenter.predict_frames`` gives them for ``state``."""
+def collect_video(frames: Iterable[tuple[FrameQueries, MaskResizer]]) -> CachedVideo:
+    """Gather the predictions of a video of one frame or more, as ``Segmenter.run_network`` gives them."""
     fields = ("object_logits", "iou", "query_embed", "visual_embed", "mask_area", "mask_prob_sum")
     columns: dict[str, list[np.ndarray]] = {name: [] for name in fields}
     packed: list[bytes] = []
-    for predictions, index in frames:
+    sizes = []
+    for frame, resizer in frames:
         for name in fields:
-            columns[name].append(np.array(getattr(predictions, name)[index]))
-        packed += pack_mask_logits(np.asarray(predictions.mask_logits[index]))
+            columns[name].append(np.array(getattr(frame, name)))
+        packed += pack_mask_logits(frame.mask_logits)
+        sizes = [resizer.logits_size, resizer.padded_size, resizer.valid_size, resizer.original_size]
     num_frames = len(columns["iou"])
-    resizer = state.resizer
     return CachedVideo(
         **{name: np.stack(arrays) for name, arrays in columns.items()},
         masks=np.frombuffer(b"".join(packed), np.uint8),
         mask_ends=np.cumsum([len(mask) for mask in packed]).reshape(num_frames, -1),
-        mask_sizes=np.array(
-            [resizer.logits_size, resizer.padded_size, resizer.valid_size, resizer.original_size], np.int64
-        ),
+        mask_sizes=np.array(sizes, np.int64),
     )
 
 
@@ -108,14 +106,16 @@ class VideoReplay:
         """
         video = self._video
         num_queries, num_classes = self._class_probs.shape[1:]
-        running = RunningScores(num_queries, num_classes, scores)
+        sums = ScoreSums.zeros(num_queries, num_classes, scores)
         orders: list[Int[np.ndarray, " q"]] = []
-        memory: Memory = ()
+        history: History = ()
         for frame in range(video.num_frames):
-            order, memory = associate(video.query_embed[frame], memory, association)
+            order, history = associate(video.query_embed[frame], history, association)
             orders.append(order)
-            running.add(self._class_probs[frame][order], video.iou[frame][order], video.object_logits[frame][order])
-        pairs = rank_pairs(running, _Tracked(video, self._class_probs, orders), top_k=top_k, min_score=0.0)
+            sums = sums.add(self._class_probs[frame][order], video.iou[frame][order], video.object_logits[frame][order])
+        columns = (video.object_logits, video.mask_area, video.mask_prob_sum, self._class_probs)
+        tracked = (FrameScores(*(column[frame][order] for column in columns)) for frame, order in enumerate(orders))
+        pairs = rank_pairs(sums, tracked, top_k=top_k, min_score=0.0)
         return [
             {
                 "video_id": video_id,
@@ -141,20 +141,3 @@ class VideoReplay:
             logits = unpack_mask_logits(packed, self._resizer.logits_size)
             self._drawn[key] = encode_rle(self._resizer.mask(logits))
         return self._drawn[key]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tracked:
-    """A video's predictions in track order (a ``scores.TrackedScores``)."""
-
-    video: CachedVideo
-    probs: Float[np.ndarray, "t q c"]
-    orders: list[Int[np.ndarray, " q"]]
-
-    def class_probs(self, frame: int) -> Float[np.ndarray, "q c"]:
-        return self.probs[frame][self.orders[frame]]
-
-    def scores(self, frame: int) -> tuple[Float[np.ndarray, "q 2"], Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
-        order = self.orders[frame]
-        video = self.video
-        return video.object_logits[frame][order], video.mask_area[frame][order], video.mask_prob_sum[frame][order]

@@ -32,13 +32,12 @@ def cache_dataset(
     todo = [index for index in order_by_size(segmenter, dataset, count) if not paths[index].is_file()]
     lengths = [length for _, _, length in dataset.video_sizes()]
     # Class probabilities are not kept, so any vocabulary serves; a small one is quick.
-    names = [dataset.categories[0].name]
+    classifier = segmenter.encode_classes([dataset.categories[0].name])
     total = sum(lengths[index] for index in todo)
     with tqdm(total=total, desc="network", unit="frame", disable=not show_progress) as bar:
         for index in todo:
             frames = (image for _, image in DatasetFrames(dataset, index))
-            with segmenter.start(names, keep_frames=False) as state:
-                save_video(paths[index], collect_video(segmenter.predict_frames(state, frames), state))
+            save_video(paths[index], collect_video(segmenter.run_network(classifier, frames)))
             bar.update(lengths[index])
     return paths
 

@@ -1,10 +1,26 @@
 """Temporal top-K enhanced matching: which query of a frame continues which track.
 
 Runs on the host: it is sequential and tiny. Source: CLIP-VIS, section III-C.
+
+It needs nothing but query embeddings, so those of any other model serve as well. ``order[track]`` is the query that
+continues a track:
+
+>>> history = ()
+>>> for embeddings in (np.eye(3), np.eye(3)[[2, 0, 1]]):
+...     order, history = associate(embeddings, history)
+>>> order.tolist()
+[1, 2, 0]
+
+A mode of one's own is one function and one entry:
+
+>>> def oldest_frame(embeddings, history, config):
+...     return cheapest_assignment(1 - history[0] @ embeddings.T)[1]
+>>> MODES["oldest"] = oldest_frame
+>>> order, _ = associate(embeddings, history, AssociationConfig(mode="oldest"))
 """
 
 import dataclasses
-from typing import Literal, get_args
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,71 +28,87 @@ from scipy.optimize import linear_sum_assignment
 
 from clipvis_jax.errors import InputError
 
-Mode = Literal["top_k", "all", "previous"]
+History = tuple[Float[np.ndarray, "q d"], ...]
+"""The track history: embeddings of the last frames in track order, L2-normalised, oldest first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AssociationConfig:
     """How queries are matched over time.
 
-    ``mode``: ``top_k`` is the paper's matching; ``previous`` looks at the previous frame alone, as MinVIS does;
-    ``all`` averages over the whole memory without selection. ``memory_length`` is the paper's T, ``top_k`` its K.
+    ``mode`` is one of ``MODES``: ``top_k`` is the paper's matching; ``previous`` looks at the previous frame alone, as
+    MinVIS does; ``all`` averages over the whole track history without selection. ``memory_length`` is the paper's T,
+    the number of frames in the history, ``top_k`` its K.
     """
 
-    mode: Mode = "top_k"
+    mode: str = "top_k"
     memory_length: int = 9
     top_k: int = 5
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise InputError(f"matching mode {self.mode!r}: must be one of {', '.join(get_args(Mode))}")
+        if self.mode not in MODES:
+            raise InputError(f"association mode {self.mode!r}: must be one of {', '.join(MODES)}")
         if self.memory_length < 1 or self.top_k < 1:
-            raise InputError(f"memory length T ({self.memory_length}) and K ({self.top_k}) must be 1 or more")
+            raise InputError(f"memory_length {self.memory_length}, top_k {self.top_k}: both must be 1 or more")
 
 
-Memory = tuple[Float[np.ndarray, "q d"], ...]
-"""Embeddings of the last frames in track order, L2-normalised, oldest first."""
+def cheapest_assignment(cost: Float[np.ndarray, "q q"]) -> tuple[float, Int[np.ndarray, " q"]]:
+    """Return the cheapest assignment's cost and, for every row (track), its column (query)."""
+    rows, columns = linear_sum_assignment(cost)
+    return float(cost[rows, columns].sum()), columns
+
+
+def match_top_k(embeds: Float[np.ndarray, "q d"], history: History, config: AssociationConfig) -> Int[np.ndarray, " q"]:
+    """Average over the K past frames that fit best; with fewer than K, the best one alone decides."""
+    costs = 1 - np.stack(history) @ embeds.T
+    assignments = [cheapest_assignment(cost) for cost in costs]
+    totals = np.array([total for total, _ in assignments])
+    if len(costs) < config.top_k:
+        return assignments[int(np.argmin(totals))][1]
+    return _match_mean(costs, np.sort(np.argsort(totals, kind="stable")[: config.top_k]))
+
+
+def match_all(embeds: Float[np.ndarray, "q d"], history: History, config: AssociationConfig) -> Int[np.ndarray, " q"]:
+    """Average over the whole track history."""
+    return _match_mean(1 - np.stack(history) @ embeds.T, np.arange(len(history)))
+
+
+def match_previous(
+    embeds: Float[np.ndarray, "q d"], history: History, config: AssociationConfig
+) -> Int[np.ndarray, " q"]:
+    """Match with the previous frame alone."""
+    return cheapest_assignment(1 - history[-1] @ embeds.T)[1]
+
+
+MODES: dict[str, Callable[[np.ndarray, History, AssociationConfig], np.ndarray]] = {
+    "top_k": match_top_k,
+    "all": match_all,
+    "previous": match_previous,
+}
+"""Modes by name: L2-normalised embeddings (q, d), a history that is not empty, settings -> the query of every track."""
 
 
 def associate(
-    embeds: Float[np.ndarray, "q d"], memory: Memory, config: AssociationConfig
-) -> tuple[Int[np.ndarray, " q"], Memory]:
+    embeds: Float[np.ndarray, "q d"], history: History = (), config: AssociationConfig = AssociationConfig()
+) -> tuple[Int[np.ndarray, " q"], History]:
     """Match a frame's queries with the tracks.
 
     Args:
-        embeds: Query embeddings of the frame, in its own order.
-        memory: Embeddings of earlier frames; empty at the first frame.
+        embeds: Query embeddings of the frame, in its own order, of any length.
+        history: What the call for the frame before returned; empty at the first frame.
         config: Which earlier frames have a say.
 
     Returns:
-        The query of every track (a permutation; the identity at the first frame), and the memory with this frame.
+        The query of every track (a permutation; the identity at the first frame), and the history with this frame.
     """
     norm = np.sqrt(np.sum(np.square(embeds), axis=1, keepdims=True))
     embeds = embeds / np.maximum(norm, 1e-8)
-    if not memory:
-        order = np.arange(len(embeds))
-    elif config.mode == "previous":
-        _, order = _assign(1 - memory[-1] @ embeds.T)
-    else:
-        order = _vote(1 - np.stack(memory) @ embeds.T, config)
-    return order, (*memory, embeds[order])[-config.memory_length :]
+    order = MODES[config.mode](embeds, history, config) if history else np.arange(len(embeds))
+    return order, (*history, embeds[order])[-config.memory_length :]
 
 
-def _vote(costs: Float[np.ndarray, "t q q"], config: AssociationConfig) -> Int[np.ndarray, " q"]:
-    """Let several memory frames decide; ``costs[i]`` is tracks x queries against memory frame i, oldest first."""
-    selected = np.arange(len(costs))
-    if config.mode == "top_k":
-        assignments = [_assign(cost) for cost in costs]
-        totals = np.array([total for total, _ in assignments])
-        if len(costs) < config.top_k:
-            return assignments[int(np.argmin(totals))][1]
-        selected = np.sort(np.argsort(totals, kind="stable")[: config.top_k])
+def _match_mean(costs: Float[np.ndarray, "t q q"], selected: Int[np.ndarray, " k"]) -> Int[np.ndarray, " q"]:
+    """Match by the mean of some frames' costs (tracks x queries), oldest first."""
     # Matches the authors' code: a cost weighs more the newer its frame is.
     weights = (selected + 1).astype(costs.dtype)
-    return _assign(np.mean(costs[selected] * weights[:, None, None], axis=0))[1]
-
-
-def _assign(cost: Float[np.ndarray, "q q"]) -> tuple[float, Int[np.ndarray, " q"]]:
-    """Return the cheapest assignment's cost and, for every row, its column."""
-    rows, columns = linear_sum_assignment(cost)
-    return float(cost[rows, columns].sum()), columns
+    return cheapest_assignment(np.mean(costs[selected] * weights[:, None, None], axis=0))[1]

@@ -1,80 +1,108 @@
 """What the end of a video needs of its past frames, kept on disk so that memory stays flat."""
 
-import dataclasses
+import os
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from clipvis_jax.io.temp_file import TempFile
+from clipvis_jax.inference.scores import FrameScores
+from clipvis_jax.inference.tracker import FrameQueries
+from clipvis_jax.io.files import output_error
 from clipvis_jax.masks.resize import pack_mask_logits, unpack_mask_logits
 
 
-@dataclasses.dataclass(frozen=True)
-class TrackedFrame:
-    """A frame's predictions in track order (see ``structs.FramePredictions``), real classes only."""
-
-    object_logits: Float[np.ndarray, "q 2"]
-    iou: Float[np.ndarray, " q"]
-    class_probs: Float[np.ndarray, "q c"]
-    mask_logits: Float[np.ndarray, "q h4 w4"]
-    mask_area: Float[np.ndarray, " q"]
-    mask_prob_sum: Float[np.ndarray, " q"]
-
-
 class FrameStore:
-    """A temporary file of frames.
+    """A temporary file of frames without a name: the system deletes it with its last user, or with the process.
 
-    A record holds the scores (objectness logits, mask area and probability sum per track), the class probabilities,
-    where every packed mask ends, and the packed masks.
+    A record holds a float32 table with a row per track (2 objectness logits, mask area, mask probability sum, class
+    probabilities), where every packed mask ends (int64), and the packed masks.
     """
 
     def __init__(self, num_tracks: int, num_classes: int, directory: Path | None = None) -> None:
-        """Create the file; see ``TempFile``."""
-        self._num_tracks, self._num_classes = num_tracks, num_classes
-        self._file = TempFile(directory)
+        """Create the file in ``directory`` (default: the system's folder for temporary files).
+
+        Raises:
+            InputError: The file cannot be created.
+        """
+        self._table_shape = (num_tracks, 4 + num_classes)
+        self._directory = directory or Path(tempfile.gettempdir())
         self._starts: list[int] = []
         self._mask_size = (0, 0)
+        try:
+            # Unbuffered: what could not be written must not be tried again when the file is closed.
+            self._file = tempfile.TemporaryFile(dir=self._directory, prefix="clipvis-", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise output_error(self._directory, error) from error
 
-    def append(self, frame: TrackedFrame) -> None:
-        """Add a frame.
+    @property
+    def closed(self) -> bool:
+        """Whether the file is gone."""
+        return self._file.closed
+
+    def append(self, number: int, frame: FrameQueries) -> None:
+        """Add a frame in track order.
+
+        Args:
+            number: The frame's number, counted from 0.
+            frame: Its predictions.
 
         Raises:
             InputError: No space is left.
+            RuntimeError: The file is closed, or has this frame already.
         """
-        self._mask_size = frame.mask_logits.shape[1:]
+        if self.closed:
+            raise RuntimeError("the state is closed; start another")
+        if number != len(self._starts):
+            raise RuntimeError(
+                f"frame {number} follows on an old state, whose video is at frame {len(self._starts)}; go on with the "
+                "newest state, or start with keep_frames=False"
+            )
+        height, width = frame.mask_logits.shape[1:]
+        self._mask_size = height, width
         packed = pack_mask_logits(frame.mask_logits)
-        scores = np.column_stack([frame.object_logits, frame.mask_area, frame.mask_prob_sum]).astype(np.float32)
-        ends = np.cumsum([len(mask) for mask in packed])
-        class_probs = frame.class_probs.astype(np.float32)
-        parts = (scores.tobytes(), class_probs.tobytes(), ends.astype(np.int64).tobytes(), *packed)
-        self._starts.append(self._file.append(b"".join(parts)))
+        columns = [frame.object_logits, frame.mask_area, frame.mask_prob_sum, frame.class_probs]
+        table = np.column_stack(columns).astype(np.float32)
+        ends = np.cumsum([len(mask) for mask in packed], dtype=np.int64)
+        record = memoryview(b"".join((table.tobytes(), ends.tobytes(), *packed)))
+        try:
+            start = self._file.seek(0, os.SEEK_END)
+            while record:
+                record = record[self._file.write(record) :]
+        except OSError as error:
+            raise output_error(self._directory, error) from error
+        self._starts.append(start)
 
-    def scores(self, frame: int) -> tuple[Float[np.ndarray, "q 2"], Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
-        """Read a frame's objectness logits, mask areas and mask probability sums."""
-        table = self._array(self._starts[frame], np.float32, self._num_tracks * 4).reshape(-1, 4)
-        return table[:, :2], table[:, 2], table[:, 3]
-
-    def class_probs(self, frame: int) -> Float[np.ndarray, "q c"]:
-        """Read a frame's class probabilities."""
-        start = self._starts[frame] + 4 * 4 * self._num_tracks
-        return self._array(start, np.float32, self._num_tracks * self._num_classes).reshape(self._num_tracks, -1)
+    def scores(self, frame: int) -> FrameScores:
+        """Read what final scores need of a frame."""
+        table = np.frombuffer(self._read(self._starts[frame], self._table_bytes), np.float32)
+        table = table.reshape(self._table_shape)
+        return FrameScores(table[:, :2], table[:, 2], table[:, 3], table[:, 4:])
 
     def mask_logits(self, frame: int, tracks: Int[np.ndarray, " k"]) -> list[Float[np.ndarray, "h4 w4"]]:
         """Read some tracks' mask logits in a frame; where only the sign matters they are 1 or -1."""
-        start = self._starts[frame] + 4 * self._num_tracks * (4 + self._num_classes)
-        ends = self._array(start, np.int64, self._num_tracks).tolist()
+        start = self._starts[frame] + self._table_bytes
+        length = 8 * self._table_shape[0]
+        ends = np.frombuffer(self._read(start, length), np.int64).tolist()
         begins = [0, *ends]
-        start += 8 * self._num_tracks
+        start += length
         return [
-            unpack_mask_logits(self._file.read(start + begins[track], ends[track] - begins[track]), self._mask_size)
+            unpack_mask_logits(self._read(start + begins[track], ends[track] - begins[track]), self._mask_size)
             for track in tracks.tolist()
         ]
 
-    def _array(self, start: int, dtype: type, count: int) -> Any:
-        return np.frombuffer(self._file.read(start, np.dtype(dtype).itemsize * count), dtype)
+    @property
+    def _table_bytes(self) -> int:
+        return 4 * self._table_shape[0] * self._table_shape[1]
+
+    def _read(self, start: int, length: int) -> bytes:
+        self._file.seek(start)
+        data = self._file.read(length)
+        if len(data) != length:
+            raise EOFError(f"temporary file in {self._directory}: {length} bytes wanted, {len(data)} found")
+        return data
 
     def close(self) -> None:
-        """Delete the file."""
+        """Delete the file now."""
         self._file.close()

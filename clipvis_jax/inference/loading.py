@@ -1,8 +1,5 @@
 """Open a model folder as a segmenter."""
 
-import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,12 +19,6 @@ def enable_compilation_cache() -> None:
     import jax  # noqa: PLC0415
 
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-
-
-def _text_fingerprint(model: "ModelFolder", dtype: str) -> str:
-    """Digest all that decides on a text's embedding; the weights alone do not show activation and heads."""
-    fingerprint = [model.text_hash, dataclasses.asdict(model.config.text), dtype]
-    return hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
 
 
 def load(
@@ -67,7 +58,6 @@ def make_segmenter(
         model.clip_vars,
         model.params,
         tokenizer=model.tokenizer,
-        weights_hash=_text_fingerprint(model, dtype),
         config=config,
         cache_dir=cache_folder() / "text",
         source=model.source,

@@ -6,27 +6,23 @@ from operator import eq
 from typing import Any, overload
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
-from clipvis_jax.io.temp_file import TempFile
 from clipvis_jax.masks.resize import Rle, decode_rle
 
 
-class StoredMasks(Sequence[Rle]):
-    """The masks of a track, one per frame, in a temporary file that lives as long as they do."""
+class TrackMasks(Sequence[Rle]):
+    """The masks of a track, one per frame, as COCO's run lengths. Every access makes a new ``Rle``.
 
-    def __init__(
-        self,
-        file: TempFile,
-        size: tuple[int, int],
-        starts: Int[np.ndarray, " t"],
-        lengths: Int[np.ndarray, " t"],
-    ) -> None:
-        self._file, self._size = file, size
-        self._starts, self._lengths = starts, lengths
+    Not a plain tuple of these: dictionaries can be changed, and take several times the memory.
+    """
+
+    def __init__(self, size: tuple[int, int], counts: Sequence[str]) -> None:
+        """Take the size (height, width) of all masks and the compressed run lengths of each."""
+        self._size, self._counts = size, tuple(counts)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._counts)
 
     @overload
     def __getitem__(self, index: int) -> Rle: ...
@@ -37,8 +33,7 @@ class StoredMasks(Sequence[Rle]):
     def __getitem__(self, index: int | slice) -> Rle | list[Rle]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        counts = self._file.read(int(self._starts[index]), int(self._lengths[index]))
-        return {"size": list(self._size), "counts": counts.decode("ascii")}
+        return {"size": list(self._size), "counts": self._counts[index]}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
@@ -52,14 +47,14 @@ class Track:
 
     ``track_id`` numbers the instance: the same instance may appear under several classes. ``class_index`` counts
     from 0 in the order of the vocabulary. ``score`` is 0..1. ``segmentations`` holds one mask per frame, empty
-    where the instance is absent; each is read from a temporary file when it is asked for.
+    where the instance is absent.
     """
 
     track_id: int
     class_index: int
     class_name: str
     score: float
-    segmentations: StoredMasks
+    segmentations: TrackMasks
 
     def mask(self, frame: int) -> Bool[np.ndarray, "h w"]:
         """Decode the mask in a frame."""

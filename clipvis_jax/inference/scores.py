@@ -4,7 +4,8 @@ Plain numpy on the host, on arrays in track order. Source: CLIP-VIS, section III
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -29,35 +30,45 @@ def object_probs(object_logits: Float[np.ndarray, "... 2"]) -> Float[np.ndarray,
     return expit(object_logits[..., 0] - object_logits[..., 1])
 
 
-class RunningScores:
-    """Sums over the frames seen so far, from which a video's scores follow at any time."""
+@dataclasses.dataclass(frozen=True)
+class ScoreSums:
+    """Sums over the frames seen so far, from which a video's scores follow at any time; float64, as videos are long.
 
-    def __init__(self, num_tracks: int, num_classes: int, config: ScoreConfig) -> None:
-        self.config = config
-        self.num_frames = 0
-        # Sums in float64 so that they stay exact over very long videos.
-        self._class_sum = np.zeros((num_tracks, num_classes))
-        self._object_sum = np.zeros((num_tracks, 2))
+    Attributes:
+        config: What weighs the class probabilities.
+        num_frames: Frames seen so far.
+        class_sum: Sum of every track's class probabilities, weighted by the mask IoU where ``config`` says so.
+        object_sum: Sum of every track's objectness logits.
+    """
+
+    config: ScoreConfig
+    num_frames: int
+    class_sum: Float[np.ndarray, "q c"]
+    object_sum: Float[np.ndarray, "q 2"]
+
+    @classmethod
+    def zeros(cls, num_tracks: int, num_classes: int, config: ScoreConfig) -> "ScoreSums":
+        """Return the sums before the first frame."""
+        return cls(config, 0, np.zeros((num_tracks, num_classes)), np.zeros((num_tracks, 2)))
 
     def add(
         self,
         class_probs: Float[np.ndarray, "q c"],
         iou: Float[np.ndarray, " q"],
         object_logits: Float[np.ndarray, "q 2"],
-    ) -> None:
-        """Add a frame."""
-        self._class_sum += np.sqrt(class_probs * iou[:, None]) if self.config.use_iou else class_probs
-        self._object_sum += object_logits
-        self.num_frames += 1
+    ) -> "ScoreSums":
+        """Return the sums with one more frame, given in track order."""
+        weighted = np.sqrt(class_probs * iou[:, None]) if self.config.use_iou else class_probs
+        return ScoreSums(self.config, self.num_frames + 1, self.class_sum + weighted, self.object_sum + object_logits)
 
     def scores(self) -> Float[np.ndarray, "q c"]:
         """Return the score of every track and class, 0..1."""
         if self.num_frames == 0:
-            return np.zeros_like(self._class_sum)
-        mean = self._class_sum / self.num_frames
+            return np.zeros_like(self.class_sum)
+        mean = self.class_sum / self.num_frames
         if not self.config.use_objectness:
             return mean
-        return np.sqrt(mean * object_probs(self._object_sum / self.num_frames)[:, None])
+        return np.sqrt(mean * object_probs(self.object_sum / self.num_frames)[:, None])
 
 
 def image_scores(
@@ -90,17 +101,13 @@ def top_pairs(
     return tracks, classes, flat[best]
 
 
-@runtime_checkable  # needed by the type checks in tests
-class TrackedScores(Protocol):
-    """What final scores need of every frame of a video, in track order."""
+class FrameScores(NamedTuple):
+    """What final scores need of every frame of a video, in track order; see ``FramePredictions``."""
 
-    def class_probs(self, frame: int) -> Float[np.ndarray, "q c"]:
-        """Return a frame's class probabilities."""
-        ...
-
-    def scores(self, frame: int) -> tuple[Float[np.ndarray, "q 2"], Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
-        """Return a frame's objectness logits, mask areas and mask probability sums."""
-        ...
+    object_logits: Float[np.ndarray, "q 2"]
+    mask_area: Float[np.ndarray, " q"]
+    mask_prob_sum: Float[np.ndarray, " q"]
+    class_probs: Float[np.ndarray, "q c"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +120,16 @@ class RankedPairs:
     pruned: Bool[np.ndarray, "t k"]
 
 
-def rank_pairs(running: RunningScores, frames: TrackedScores, *, top_k: int, min_score: float) -> RankedPairs:
+def rank_pairs(sums: ScoreSums, frames: Iterable[FrameScores], *, top_k: int, min_score: float) -> RankedPairs:
     """Compute the final scores of a video's best pairs; those below ``min_score`` are left out."""
-    tracks, class_indices, scores = top_pairs(running.scores(), top_k)
-    shape = (running.num_frames, len(tracks))
+    tracks, class_indices, scores = top_pairs(sums.scores(), top_k)
+    shape = (sums.num_frames, len(tracks))
     object_logits = np.empty((*shape, 2), np.float32)
     class_probs, area, prob_sum = (np.empty(shape, np.float32) for _ in range(3))
-    for index in range(running.num_frames):
-        class_probs[index] = frames.class_probs(index)[tracks, class_indices]
-        frame_logits, frame_area, frame_prob_sum = frames.scores(index)
-        object_logits[index] = frame_logits[tracks]
-        area[index], prob_sum[index] = frame_area[tracks], frame_prob_sum[tracks]
+    for index, frame in enumerate(frames):
+        class_probs[index] = frame.class_probs[tracks, class_indices]
+        object_logits[index] = frame.object_logits[tracks]
+        area[index], prob_sum[index] = frame.mask_area[tracks], frame.mask_prob_sum[tracks]
     pruned = pruned_frames(class_probs, object_logits, scores)
     scores = scores * mask_quality(prob_sum, area, pruned)
     best = by_score(scores, min_score)

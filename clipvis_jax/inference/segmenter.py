@@ -1,9 +1,12 @@
 """Segment videos and images: frames -> network -> tracks, at once or frame by frame."""
 
 import dataclasses
+import hashlib
+import json
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ from tqdm import tqdm
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.association import AssociationConfig
+from clipvis_jax.inference.frame_store import FrameStore
 from clipvis_jax.inference.results import LiveTrack, VideoResult
 from clipvis_jax.inference.scores import ScoreConfig
+from clipvis_jax.inference.tracker import FrameQueries, TrackerState
 from clipvis_jax.inference.video_state import VideoState
 from clipvis_jax.io.prefetch import prefetch
 from clipvis_jax.masks.resize import MaskResizer
@@ -27,6 +32,10 @@ from clipvis_jax.models.structs import FramePredictions
 from clipvis_jax.models.text_classifier import TextClassifier
 from clipvis_jax.text.tokenizer import Tokenizer
 from clipvis_jax.text.vocabulary import PROMPT_TEMPLATES, encode_vocabulary
+from clipvis_jax.weights.model_folder import hash_variables
+
+_Prepared = tuple[UInt8[np.ndarray, "h_pad w_pad 3"], MaskResizer]
+"""A frame as the network takes it, and its sizes."""
 
 VIDEO_TOP_K = 50
 """Results per video of the method."""
@@ -83,8 +92,8 @@ class Segmenter:
 
     Attributes:
         model: The modules.
-        clip_vars: The frozen CLIP.
-        params: The trained decoders.
+        clip_vars: The frozen CLIP; may be replaced.
+        params: The trained decoders; may be replaced.
         config: How videos are run.
         source: Where the weights come from.
     """
@@ -96,7 +105,6 @@ class Segmenter:
         params: Variables,
         *,
         tokenizer: Tokenizer,
-        weights_hash: str,
         config: InferenceConfig | None = None,
         cache_dir: Path | None = None,
         source: Mapping[str, Any] | None = None,
@@ -106,11 +114,11 @@ class Segmenter:
         self.config = config or InferenceConfig()
         self.clip_vars, self.params = jax.device_put((clip_vars, params))
         self._tokenizer = tokenizer
-        self._weights_hash = weights_hash
+        self._hashed: tuple[list[Any], str] = ([], "")
         self._cache_dir = cache_dir
         self._predict_frames = jax.jit(model.predict_frames)
         self._encode_text = jax.jit(model.encode_text)
-        self._vocabulary: tuple[tuple[str, ...], TextClassifier] | None = None
+        self._vocabulary: tuple[object, TextClassifier] | None = None
 
     # --- one video or image at once -----------------------------------------------------------------------------------
 
@@ -164,28 +172,33 @@ class Segmenter:
 
         ``frames`` is read in another thread, up to two windows ahead.
         """
-        with self.start(classes, show_progress=show_progress) as state:
+        state = self.start(classes, show_progress=show_progress)
+        with state:
             with tqdm(total=num_frames, desc="segmenting", unit="frame", disable=not show_progress) as bar:
-                for predictions, index in self.predict_frames(state, frames):
-                    state.add(predictions, index)
+                for predictions, sizes in self.run_network(state.classifier, frames):
+                    state, _ = state.advance(predictions, sizes)
                     bar.update()
-            return state.finish(top_k=top_k, min_score=min_score, show_progress=show_progress)
+            return state.final_result(top_k=top_k, min_score=min_score, show_progress=show_progress)
 
-    def predict_frames(
-        self, state: VideoState, frames: Iterable[UInt8[np.ndarray, "_ _ 3"]]
-    ) -> Iterator[tuple[FramePredictions, int]]:
-        """Run the network alone over a video's RGB frames; ``state.add`` takes what it gives.
+    def run_network(
+        self, classifier: TextClassifier, frames: Iterable[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> Iterator[tuple[FrameQueries, MaskResizer]]:
+        """Run the network alone over a video's RGB frames; ``VideoState.advance`` takes what it gives.
 
         ``frames`` is read in another thread, up to two windows ahead.
 
         Yields:
-            For every frame, the predictions of its window, on the host, and its position in them.
+            For every frame, its predictions on the host and the sizes that its masks go through.
         """
-        prepared = (self._prepare(state, frame) for frame in frames)
-        with closing(prefetch(prepared, 2 * self.config.window_size)) as ahead:
-            for predictions, count in self._predict_windows(state, ahead):
-                for index in range(count):
-                    yield predictions, index
+        size = self.config.window_size
+        with closing(prefetch(self._prepare_all(frames), 2 * size)) as ahead:
+            windows = iter(lambda: list(islice(ahead, size)), [])
+            started = (self._start_window(classifier, window, size) for window in windows)
+            # In pairs, so that the device works on a window while the one before is handed out.
+            for (predictions, window), _ in pairwise(chain(started, [(None, [])])):
+                on_host = jax.device_get(predictions)
+                for index, (_, sizes) in enumerate(window):
+                    yield _frame_of(on_host, index), sizes
 
     def predict_image(
         self,
@@ -196,9 +209,8 @@ class Segmenter:
         min_score: float = 0.0,
     ) -> VideoResult:
         """Segment one RGB image by the image model's scores; see ``predict``."""
-        with self.start(classes, keep_frames=False) as state:
-            frame = state.add(self._predict_one(state, image), 0)
-            return state.finish_image(frame, top_k=top_k, min_score=min_score)
+        state, tracked = self._advance(self.start(classes, keep_frames=False), image)
+        return state.image_result(tracked, top_k=top_k, min_score=min_score)
 
     # --- frame by frame -----------------------------------------------------------------------------------------------
 
@@ -216,16 +228,13 @@ class Segmenter:
         if isinstance(classes, str):
             raise InputError(f"classes {classes!r}: a list of class names expected, not one text")
         names = tuple(classes)
-        if self._vocabulary is None or self._vocabulary[0] != names:
-            self._vocabulary = (names, self.encode_classes(names, show_progress=show_progress))
-        return VideoState(
-            *self._vocabulary,
-            self.model.config.query_decoder.num_queries,
-            association=self.config.association,
-            scores=self.config.scores,
-            keep_frames=keep_frames,
-            temp_dir=self.config.temp_dir,
-        )
+        key = names, self._text_digest()
+        if self._vocabulary is None or self._vocabulary[0] != key:
+            self._vocabulary = key, self.encode_classes(names, show_progress=show_progress)
+        num_tracks = self.model.config.query_decoder.num_queries
+        tracker = TrackerState.start(num_tracks, len(names), self.config.association, self.config.scores)
+        store = FrameStore(num_tracks, len(names), self.config.temp_dir) if keep_frames else None
+        return VideoState(names, self._vocabulary[1], tracker, store)
 
     def step(
         self,
@@ -235,12 +244,15 @@ class Segmenter:
         top_k: int = VIDEO_TOP_K,
         min_score: float = 0.0,
     ) -> tuple[VideoState, list[LiveTrack]]:
-        """Take the next RGB frame; return the state, updated in place, and all tracks as they stand, best first.
+        """Take the next RGB frame; return the state with it, and all tracks as they stand, best first.
+
+        The state given stays as it is. Where frames are kept, only the newest state can be stepped.
 
         Raises:
             InputError: The frame has another size than the frames before it.
+            RuntimeError: The state is closed, or was stepped before and keeps its frames.
         """
-        tracked = state.add(self._predict_one(state, frame), 0)
+        state, tracked = self._advance(state, frame)
         return state, state.live_tracks(tracked, top_k=top_k, min_score=min_score)
 
     def finish(
@@ -252,7 +264,7 @@ class Segmenter:
         show_progress: bool = False,
     ) -> VideoResult:
         """End a video that came frame by frame: the same as ``predict_video`` on all of its frames."""
-        return state.finish(top_k=top_k, min_score=min_score, show_progress=show_progress)
+        return state.final_result(top_k=top_k, min_score=min_score, show_progress=show_progress)
 
     def encode_classes(
         self,
@@ -270,56 +282,79 @@ class Segmenter:
             classes,
             tokenizer=self._tokenizer,
             encode_tokens=lambda tokens: self._encode_text(self.clip_vars, tokens),
-            weights_hash=self._weights_hash,
+            weights_hash=self._text_digest(),
             templates=templates,
             cache_dir=self._cache_dir,
             show_progress=show_progress,
         )
 
+    def _text_digest(self) -> str:
+        """Digest all that decides on a text's embedding: the weights as they are now, activation, heads and type."""
+        text = self.clip_vars["text"]
+        leaves = jax.tree.leaves(text)
+        # Arrays of JAX do not change, so the same ones need not be read again; those of a large encoder take a second.
+        hashed, digest = self._hashed
+        if len(leaves) != len(hashed) or any(map(operator.is_not, leaves, hashed)):
+            facts = [hash_variables(text), dataclasses.asdict(self.model.config.text), str(np.dtype(self.model.dtype))]
+            digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+            self._hashed = leaves, digest
+        return digest
+
     # --- the network --------------------------------------------------------------------------------------------------
 
-    def _prepare(self, state: VideoState, frame: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h_pad w_pad 3"]:
-        """Resize a frame to the network's input and pad it."""
+    def _advance(self, state: VideoState, frame: Shaped[np.ndarray, "..."]) -> tuple[VideoState, FrameQueries]:
+        """Run the network on the next frame of a video; returns its predictions in track order."""
+        window = [self._prepare(frame, state.num_frames, state.sizes)]
+        predictions = jax.device_get(self._start_window(state.classifier, window, 1)[0])
+        return state.advance(_frame_of(predictions, 0), window[0][1])
+
+    def _prepare_all(self, frames: Iterable[Shaped[np.ndarray, "..."]]) -> Iterator[_Prepared]:
+        sizes = None
+        for number, frame in enumerate(frames):
+            image, sizes = self._prepare(frame, number, sizes)
+            yield image, sizes
+
+    def _prepare(self, frame: Shaped[np.ndarray, "..."], number: int, sizes: MaskResizer | None) -> _Prepared:
+        """Resize a frame to the network's input and pad it; ``sizes`` are those of the frames before, if any.
+
+        Raises:
+            InputError: Not an RGB frame, or of another size than the frames before it.
+        """
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
             raise InputError(
                 f"a frame is an array of {frame.dtype} of shape {frame.shape}; must be uint8 RGB, (height, width, 3)"
             )
-        state.set_sizes(self.config.sizes(*frame.shape[:2]))
-        height, width = state.resizer.valid_size
+        if sizes is None:
+            sizes = self.config.sizes(*frame.shape[:2])
+        elif frame.shape[:2] != sizes.original_size:
+            (height, width), (old_height, old_width) = frame.shape[:2], sizes.original_size
+            raise InputError(
+                f"frame {number} is {width}x{height} pixels, the frames before it are {old_width}x{old_height}; all "
+                "must have one size"
+            )
+        height, width = sizes.valid_size
         # Matches the authors' code: PIL's bilinear filter, which is antialiased, on 8-bit values.
         resized = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
-        output = np.zeros((*state.resizer.padded_size, 3), np.uint8)
+        output = np.zeros((*sizes.padded_size, 3), np.uint8)
         output[:height, :width] = resized
-        return output
+        return output, sizes
 
-    def _dispatch(self, state: VideoState, window: UInt8[np.ndarray, "b h w 3"]) -> FramePredictions:
-        """Start the network on a window; returns at once, with arrays that are still being computed."""
-        valid_size = np.array(state.resizer.valid_size, np.int32)
-        predictions = self._predict_frames(self.clip_vars, self.params, state.classifier, window, valid_size)
+    def _start_window(
+        self, classifier: TextClassifier, window: list[_Prepared], size: int
+    ) -> tuple[FramePredictions, list[_Prepared]]:
+        """Start the network on a window; returns at once, with arrays that are still being computed.
+
+        A window of fewer frames than ``size`` is filled up with its last, so that it needs no compilation of its own.
+        """
+        images = [image for image, _ in window]
+        filled = np.stack(images + [images[-1]] * (size - len(images)))
+        valid_size = np.array(window[0][1].valid_size, np.int32)
+        predictions = self._predict_frames(self.clip_vars, self.params, classifier, filled, valid_size)
         for array in jax.tree.leaves(predictions):
             array.copy_to_host_async()
-        return predictions
+        return predictions, window
 
-    def _predict_one(self, state: VideoState, frame: UInt8[np.ndarray, "h w 3"]) -> FramePredictions:
-        """Run the network on a single frame."""
-        return jax.device_get(self._dispatch(state, self._prepare(state, frame)[None]))
 
-    def _predict_windows(
-        self, state: VideoState, frames: Iterator[UInt8[np.ndarray, "h w 3"]]
-    ) -> Iterator[tuple[FramePredictions, int]]:
-        """Run the network over windows of frames; yields each window's predictions and its number of frames.
-
-        The device works on a window while the one before is handed out. A last window that is not full is filled up
-        with its last frame, so that it needs no compilation of its own.
-        """
-        size = self.config.window_size
-        pending: tuple[FramePredictions, int] | None = None
-        for first in frames:
-            window = [first, *islice(frames, size - 1)]
-            filled = np.stack(window + [window[-1]] * (size - len(window)))
-            started = (self._dispatch(state, filled), len(window))
-            if pending is not None:
-                yield jax.device_get(pending[0]), pending[1]
-            pending = started
-        if pending is not None:
-            yield jax.device_get(pending[0]), pending[1]
+def _frame_of(window: FramePredictions, index: int) -> FrameQueries:
+    """Choose a frame of a window that is on the host."""
+    return FrameQueries(*(np.asarray(getattr(window, name)[index]) for name in FrameQueries._fields))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from clipvis_jax.errors import InputError
 from clipvis_jax.models.ops import pad_to_multiple
 from clipvis_jax.models.text_classifier import TextClassifier
-from clipvis_jax.text.tokenizer import Tokenizer
+from clipvis_jax.text.tokenizer import Tokenizer, clean_text
 
 PROMPT_TEMPLATES = (
     "a photo of a {}.",
@@ -59,7 +59,7 @@ def parse_synonyms(name: str) -> tuple[str, ...]:
     Raises ``InputError`` if there is nothing before, between or after the commas.
     """
     synonyms = tuple(part.strip() for part in name.split(","))
-    if not all(synonyms):
+    if not all(map(clean_text, synonyms)):
         raise InputError(f"class {name!r}: a name or synonym is empty")
     return synonyms
 
@@ -68,19 +68,21 @@ def check_vocabulary(class_names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Split every class name into its synonyms.
 
     Raises ``InputError`` if there is no class, if a name is empty, or if a class is given twice (the two
-    would share its probability). The same synonym in different classes is allowed.
+    would share its probability). Names are compared as the text encoder sees them, so that "dog" and " Dog" are one,
+    and synonyms in any order. The same synonym in different classes is allowed.
     """
     if isinstance(class_names, str):
         raise InputError(f"classes {class_names!r}: a list of class names expected, not one text")
     if not class_names:
         raise InputError("no class names given: at least one is needed")
-    first_position: dict[tuple[str, ...], int] = {}
-    for position, name in enumerate(class_names, start=1):
-        synonyms = parse_synonyms(name)
-        if synonyms in first_position:
-            raise InputError(f"class {name!r} is given twice: as number {first_position[synonyms]} and {position}")
-        first_position[synonyms] = position
-    return tuple(first_position)
+    vocabulary = [parse_synonyms(name) for name in class_names]
+    first: dict[frozenset[str], int] = {}
+    for position, (name, synonyms) in enumerate(zip(class_names, vocabulary, strict=True)):
+        other = first.setdefault(frozenset(map(clean_text, synonyms)), position)
+        if other != position:
+            same = "" if class_names[other] == name else f"; to the text encoder it is {class_names[other]!r}"
+            raise InputError(f"class {name!r} is given twice: as number {other + 1} and {position + 1}{same}")
+    return tuple(vocabulary)
 
 
 def average_templates(features: Float[np.ndarray, "s k e"]) -> Float[np.ndarray, "s e"]:

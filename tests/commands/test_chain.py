@@ -201,7 +201,7 @@ def test_ablations(cache, model, tmp_path):
     assert [row["setting"] for row in rows if row["table"] in ("K", "T")] == ["1", "2", "3"]
     assert {"AP", "AP base", "AP novel", "AP unseen"} <= rows[0].keys()
     # What says the same in several tables has the same scores there.
-    method = [row for row in rows if row["setting"] in ("+ mask IoU (the method)", "both", "top-K of the memory")]
+    method = [row for row in rows if row["setting"] in ("+ mask IoU (the method)", "both", "top-K of the history")]
     assert len(method) == 3
     assert len({tuple(row.values())[2:] for row in method}) == 1
     assert (tmp_path / "K.svg").stat().st_size > 0

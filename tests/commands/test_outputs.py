@@ -17,8 +17,7 @@ from rich.console import Console
 from clipvis_jax.commands import predict_outputs
 from clipvis_jax.commands.predict_outputs import output_folder, overlay_path, print_summary, write_results
 from clipvis_jax.errors import InputError
-from clipvis_jax.inference.results import StoredMasks, Track, VideoResult
-from clipvis_jax.io.temp_file import TempFile
+from clipvis_jax.inference.results import Track, TrackMasks, VideoResult
 from clipvis_jax.masks.resize import encode_rle
 from clipvis_jax.media.video_reader import FrameSelection, FrameSource, open_frames
 from clipvis_jax.media.video_writer import VideoWriter
@@ -38,11 +37,8 @@ def make_masks(num_frames: int) -> np.ndarray:
     return masks
 
 
-def store(masks: np.ndarray) -> StoredMasks:
-    counts = [encode_rle(mask)["counts"].encode() for mask in masks]
-    file = TempFile()
-    starts = [file.append(data) for data in counts]
-    return StoredMasks(file, masks.shape[1:], np.array(starts), np.array([len(data) for data in counts]))
+def store(masks: np.ndarray) -> TrackMasks:
+    return TrackMasks(masks.shape[1:], [encode_rle(mask)["counts"] for mask in masks])
 
 
 def make_result(num_frames: int) -> VideoResult:

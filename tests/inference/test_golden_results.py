@@ -11,15 +11,16 @@ from scipy.special import softmax
 from tiny import TOP_K, class_names, clip_frames, golden_results, mask_iou, tiny_segmenter
 
 from clipvis_jax.inference.association import AssociationConfig, associate
+from clipvis_jax.inference.tracker import FrameQueries
 from clipvis_jax.masks.resize import decode_rle
 
 SCORE_TOLERANCE = 1e-5
 
 
 def permutations(embeds, config):
-    memory, orders = (), []
+    history, orders = (), []
     for frame in embeds:
-        order, memory = associate(frame, memory, config)
+        order, history = associate(frame, history, config)
         orders.append(order)
     return np.stack(orders)
 
@@ -48,13 +49,14 @@ def windows(family):
         visual = model.embed_masks(segmenter.clip_vars, features, pixels, prediction)
         return model.name_embeddings(segmenter.clip_vars, visual, classifier)[0]
 
+    classifier = segmenter.encode_classes(class_names())
     predictions, logits = [], []
-    with segmenter.start(class_names()) as state:
-        for frame in clip_frames():
-            predictions.append(segmenter._predict_one(state, frame))
-            padded, valid = jnp.asarray(segmenter._prepare(state, frame))[None], jnp.array(state.resizer.valid_size)
-            logits.append(np.asarray(logits_of(padded, state.classifier, valid))[:, : len(class_names())])
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *predictions), np.stack(logits)
+    for frame, (prediction, sizes) in zip(clip_frames(), segmenter.run_network(classifier, clip_frames()), strict=True):
+        predictions.append(prediction)
+        padded, _ = segmenter._prepare(frame, 0, None)
+        found = logits_of(jnp.asarray(padded)[None], classifier, jnp.array(sizes.valid_size))
+        logits.append(np.asarray(found)[:, : len(class_names())])
+    return FrameQueries(*map(np.stack, zip(*predictions, strict=True))), np.stack(logits)
 
 
 def test_permutations_from_our_own_embeddings(family):
@@ -87,8 +89,7 @@ def test_permutations_of_the_clip(family):
 def test_resized_input(family):
     segmenter = tiny_segmenter(family)
     inputs = golden("tiny_inputs")
-    with segmenter.start(class_names()) as state:
-        prepared_frames = [segmenter._prepare(state, frame) for frame in inputs["frames_u8"]]
+    prepared_frames = [segmenter._prepare(frame, 0, None)[0] for frame in inputs["frames_u8"]]
     for prepared, expected in zip(prepared_frames, inputs["resized_u8"], strict=True):
         height, width = expected.shape[:2]
         np.testing.assert_array_equal(prepared[:height, :width], expected)
@@ -106,10 +107,11 @@ def test_text_classifier(family):
 def test_scores_of_every_track_and_class(family):
     video = golden(f"tiny_{family}_video")
     segmenter = tiny_segmenter(family)
-    with segmenter.start(class_names()) as state:
+    state = segmenter.start(class_names())
+    with state:
         for frame in clip_frames():
-            segmenter.step(state, frame)
-    np.testing.assert_allclose(state.scores.scores(), video["final_scores"], atol=SCORE_TOLERANCE)
+            state, _ = segmenter.step(state, frame)
+    np.testing.assert_allclose(state.tracker.sums.scores(), video["final_scores"], atol=SCORE_TOLERANCE)
 
 
 @pytest.mark.parametrize("window", [1, 5])

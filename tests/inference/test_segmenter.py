@@ -11,11 +11,12 @@ from tiny import SIZE, TOP_K, GoldenTokenizer, class_names, clip_frames, tiny_mo
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.association import AssociationConfig
+from clipvis_jax.inference.frame_store import FrameStore
 from clipvis_jax.inference.scores import ScoreConfig
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
+from clipvis_jax.inference.tracker import FrameQueries, TrackerState
 from clipvis_jax.inference.video_state import VideoState
 from clipvis_jax.models.clipvis import ClipVis
-from clipvis_jax.models.structs import FramePredictions
 from clipvis_jax.text.vocabulary import make_text_classifier
 
 
@@ -42,9 +43,10 @@ def test_live_tracks_are_the_final_ones_where_nothing_is_dropped():
 
 def test_live_tracks_come_with_every_frame():
     segmenter = tiny_segmenter("rn", window=1)
-    with segmenter.start(class_names()) as state:
+    state = segmenter.start(class_names())
+    with state:
         for number, frame in enumerate(clip_frames()[:3], start=1):
-            _, live = segmenter.step(state, frame, top_k=5, min_score=0.1)
+            state, live = segmenter.step(state, frame, top_k=5, min_score=0.1)
             assert state.num_frames == number
             assert len(live) == 5
             assert all(track.mask.shape == frame.shape[:2] for track in live)
@@ -69,7 +71,6 @@ def test_a_video_and_others_of_its_padded_size_compile_once():
         clip_vars,
         params,
         tokenizer=GoldenTokenizer(),
-        weights_hash="",
         config=InferenceConfig(size=SIZE, window=5),
     )
     frames = clip_frames()
@@ -100,7 +101,6 @@ def test_every_switch_changes_the_result(config):
         default.clip_vars,
         default.params,
         tokenizer=GoldenTokenizer(),
-        weights_hash="",
         config=InferenceConfig(size=SIZE, window=1, **config),
     )
     changed._predict_frames = default._predict_frames  # the switches act on the host alone
@@ -126,35 +126,44 @@ def test_bfloat16_features_are_close_and_predictions_are_float32():
 
 
 def made_up_predictions(rng, num_queries=20, num_classes=128):
-    probs = rng.random((1, num_queries, num_classes), np.float32)
-    area = rng.random((2, 1, num_queries), np.float32)
-    return FramePredictions(
-        object_logits=rng.standard_normal((1, num_queries, 2), np.float32),
-        iou=rng.random((1, num_queries), np.float32),
-        query_embed=rng.standard_normal((1, num_queries, 32), np.float32),
-        visual_embed=rng.standard_normal((1, num_queries, 16), np.float32),
+    """One frame; every mask is a box that moves, with logits that are exact at its border alone."""
+    probs = rng.random((num_queries, num_classes), np.float32)
+    area, prob_sum = rng.random((2, num_queries), np.float32)
+    mask_logits = np.full((num_queries, 16, 32), -1, np.float32)
+    for mask, x, y in zip(mask_logits, *rng.integers(0, 12, (2, num_queries)), strict=True):
+        mask[y : y + 4, x : x + 4] = rng.random((min(4, 16 - y), 4)) + 0.5
+    return FrameQueries(
+        object_logits=rng.standard_normal((num_queries, 2), np.float32),
+        iou=rng.random(num_queries, np.float32),
+        query_embed=rng.standard_normal((num_queries, 32), np.float32),
+        visual_embed=rng.standard_normal((num_queries, 16), np.float32),
         class_probs=probs / probs.sum(axis=-1, keepdims=True),
-        mask_logits=rng.standard_normal((1, num_queries, 16, 32), np.float32),
-        mask_area=area[0],
-        mask_prob_sum=area[1],
+        mask_logits=mask_logits,
+        mask_area=area,
+        mask_prob_sum=prob_sum,
     )
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path):
-    """A frame costs less than 2 KB, its share of the final result included; as arrays it would cost 140 KB."""
+    """A frame costs less than 5 KB, most of it run lengths of the final result; as arrays it would cost 140 KB."""
     rng = np.random.default_rng(0)
     names = tuple(f"class {index}" for index in range(100))
     with tiny_segmenter("rn").start(class_names()) as state:
         classifier = state.classifier
-    config = {"association": AssociationConfig(), "scores": ScoreConfig(), "temp_dir": tmp_path}
 
     def peak_memory(num_frames):
-        with VideoState(names, classifier, 20, **config) as state:
-            state.set_sizes(tiny_segmenter("rn").config.sizes(96, 150))
+        state = VideoState(
+            names,
+            classifier,
+            TrackerState.start(20, 100, AssociationConfig(), ScoreConfig()),
+            FrameStore(20, 100, tmp_path),
+        )
+        with state:
+            sizes = tiny_segmenter("rn").config.sizes(96, 150)
             tracemalloc.start()
             for _ in range(num_frames):
-                state.add(made_up_predictions(rng), 0)
-            result = state.finish(top_k=20, min_score=0.0, show_progress=False)
+                state, _ = state.advance(made_up_predictions(rng), sizes)
+            result = state.final_result(top_k=20, min_score=0.0)
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert result.num_frames == num_frames
@@ -162,26 +171,77 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
         return peak
 
     first, second = peak_memory(50), peak_memory(250)
-    assert second - first < 200 * 2048
+    assert second - first < 200 * 5120
     assert list(tmp_path.iterdir()) == []  # the files have no name, so that nothing can be left behind
 
 
 def test_a_stream_without_end_keeps_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipvis_jax.inference.video_state.FrameStore", None)  # not even a file
+    monkeypatch.setattr("clipvis_jax.inference.segmenter.FrameStore", None)  # not even a file
     segmenter = tiny_segmenter("rn", window=1)
     state = segmenter.start(class_names(), keep_frames=False)
     for frame in clip_frames()[:2]:
-        _, live = segmenter.step(state, frame, top_k=3)
+        state, live = segmenter.step(state, frame, top_k=3)
     assert len(live) == 3
     assert state.num_frames == 2
     with pytest.raises(RuntimeError, match="keep_frames"):
         segmenter.finish(state)
 
 
+def test_a_step_leaves_the_state_as_it_was():
+    segmenter = tiny_segmenter("rn", window=1)
+    frames = clip_frames()
+    start = segmenter.start(class_names(), keep_frames=False)
+    first, _ = segmenter.step(start, frames[0])
+    _, live = segmenter.step(first, frames[1], top_k=3)
+    segmenter.step(first, frames[2])
+    assert (start.num_frames, first.num_frames) == (0, 1)
+    _, again = segmenter.step(first, frames[1], top_k=3)
+    assert [(track.track_id, track.score) for track in again] == [(track.track_id, track.score) for track in live]
+
+
+def test_an_old_state_whose_frames_are_kept_cannot_be_stepped():
+    segmenter = tiny_segmenter("rn", window=1)
+    start = segmenter.start(class_names())
+    first, _ = segmenter.step(start, clip_frames()[0])
+    with pytest.raises(RuntimeError, match="frame 0 follows on an old state, whose video is at frame 1"):
+        segmenter.step(start, clip_frames()[0])
+    result = segmenter.finish(first, top_k=3)
+    assert result == segmenter.predict_video(clip_frames()[:1], class_names(), top_k=3)
+    with pytest.raises(RuntimeError, match="the state is closed"):
+        segmenter.step(first, clip_frames()[0])
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    store = FrameStore(20, 128, tmp_path)
+    store._file.close()
+    store._file = open("/dev/full", "r+b", buffering=0)  # noqa: PTH123, SIM115
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); free some space"):
+        store.append(0, made_up_predictions(np.random.default_rng(0)))
+    store.close()
+
+
+def test_class_names_follow_the_weights(tmp_path):
+    """Other weights give other embeddings, whatever the caches in memory and on disk hold."""
+    model, clip_vars, params = tiny_model("rn")
+    other = clip_vars | {"text": jax.tree.map(lambda leaf: leaf * 1.5, clip_vars["text"])}
+
+    def embeddings(changing, weights):
+        changing.clip_vars = weights
+        return np.asarray(changing.start(class_names(), keep_frames=False).classifier.embeddings)
+
+    changing = Segmenter(model, clip_vars, params, tokenizer=GoldenTokenizer(), cache_dir=tmp_path)
+    first, second, again = (embeddings(changing, weights) for weights in (clip_vars, other, clip_vars))
+    assert not np.allclose(first, second, atol=1e-3)
+    np.testing.assert_array_equal(again, first)
+    fresh = Segmenter(model, other, params, tokenizer=GoldenTokenizer())
+    np.testing.assert_array_equal(embeddings(fresh, other), second)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_finished_video_says_so():
     segmenter = tiny_segmenter("rn", window=1)
     state = segmenter.start(class_names())
-    segmenter.step(state, clip_frames()[0])
+    state, _ = segmenter.step(state, clip_frames()[0])
     segmenter.finish(state)
     with pytest.raises(RuntimeError, match="closed"):
         segmenter.finish(state)
@@ -205,9 +265,10 @@ def test_top_k_must_be_positive():
 def test_a_live_mask_is_empty_where_the_method_drops_it(family):
     video = golden(f"tiny_{family}_video")
     segmenter = tiny_segmenter(family, window=1)
-    with segmenter.start(class_names()) as state:
+    state = segmenter.start(class_names())
+    with state:
         for frame in clip_frames():
-            _, live = segmenter.step(state, frame, top_k=TOP_K)
+            state, live = segmenter.step(state, frame, top_k=TOP_K)
     last = {(t.track_id, t.class_index): t.mask for t in live}
     for index, pruned in zip(video["topk_indices"], video["inst_pruned"][:, -1], strict=True):
         mask = last[tuple(divmod(int(index), len(class_names())))]

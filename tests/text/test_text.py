@@ -99,7 +99,7 @@ def test_synonyms_are_split_at_commas(name: str, synonyms: tuple[str, ...]) -> N
     assert parse_synonyms(name) == synonyms
 
 
-@pytest.mark.parametrize("name", ["", "  ", "dog,", ",dog", "dog,,puppy", ","])
+@pytest.mark.parametrize("name", ["", "  ", "dog,", ",dog", "dog,,puppy", ",", "dog, &nbsp;"])
 def test_empty_synonym_names_the_class(name: str) -> None:
     with pytest.raises(InputError) as error:
         check_vocabulary(["cat", name])
@@ -113,6 +113,16 @@ def test_vocabulary_keeps_order_and_shared_synonyms() -> None:
 def test_class_given_twice_is_named_with_its_positions() -> None:
     with pytest.raises(InputError, match=r"'dog,puppy'.*number 2 and 4"):
         check_vocabulary(["cat", "dog, puppy", "cow", "dog,puppy"])
+
+
+@pytest.mark.parametrize("other", ["Dog", "dog  ", "d&#111;g", "DOG", "\uff44og"])  # the last begins with a wide d
+def test_classes_that_the_encoder_cannot_tell_apart_are_one_class(other: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_vocabulary(["dog", "cat", other])
+    same = f"class {other!r} is given twice: as number 1 and 3; to the text encoder it is 'dog'"
+    assert str(caught.value) == same
+    with pytest.raises(InputError, match="given twice"):
+        check_vocabulary(["dog, giant panda", f"Giant\tPanda,{other}"])
 
 
 @pytest.mark.parametrize(("class_names", "message"), [([], "no class"), ("dog", "'dog'.*list")])

@@ -79,7 +79,6 @@ def test_four_images_are_learned_to_a_mask_ap_of_one():
         clip_vars,
         jax.device_get(state.params),
         tokenizer=tokenizer,
-        weights_hash="",
         config=InferenceConfig(size=INPUT_SIZE),
     )
     assert mask_scores(segmenter, dataset).max() < 0.1
