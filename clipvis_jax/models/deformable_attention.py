@@ -103,19 +103,17 @@ def _head_forward(
     level_shapes: LevelShapes,
 ) -> Float[Array, "b m head_dim"]:
     """Return one head's sums of samples, in float32."""
-    batch, length, head_dim = values.shape
-    # One table of rows and plain row look-ups, added up one by one: XLA fuses them into a single loop which never
-    # stores the samples. On a CPU that is 11 times faster than one large gather followed by a product.
-    table = values.reshape(-1, head_dim)
-    batch_start = jnp.arange(batch)[:, None, None] * length
-    output = jnp.zeros((*points_px.shape[:2], head_dim), jnp.float32)
+    # Plain row look-ups, added up one by one: XLA fuses them into a single loop which never stores the samples. On a
+    # CPU that is 11 times faster than one large gather followed by a product. Every image has a table of its own: one
+    # table for the batch would send the maps to all devices that share the batch.
+    look_up = jax.vmap(lambda table, index: table.at[index].get(mode="promise_in_bounds"))
+    output = jnp.zeros((*points_px.shape[:2], values.shape[-1]), jnp.float32)
     level_start = 0
     for level, (height, width) in enumerate(level_shapes):
         for corner in _corners(points_px[:, :, level], height, width):
             weight = jnp.where(corner.inside, weights[:, :, level] * corner.weight_x * corner.weight_y, 0)
-            index = batch_start + level_start + corner.pixel
             for point in range(points_px.shape[3]):
-                rows = table.at[index[..., point]].get(mode="promise_in_bounds")
+                rows = look_up(values, level_start + corner.pixel[..., point])
                 output += rows.astype(jnp.float32) * weight[..., point, None]
         level_start += height * width
     return output

@@ -216,8 +216,8 @@ def _batch_loss(
     setup: _Setup, params: Variables, clip_vars: Variables, images: _Images, key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, " l"]], Float[Array, " l"]]]:
     """Return the total loss of a whole batch; its parts and the IoU of matched pairs, by layer."""
-    # Every device does its own images, from pixels to losses, and waits for none. Left to itself, XLA would send the
-    # maps that deformable attention looks up to all devices.
+    # Every device does its own images, from pixels to losses, and waits for none. Left to itself, XLA might send maps
+    # that are looked up, here or in a backward pass, to all devices.
     by_image, by_layer_and_image = P(BATCH_AXES), P(None, BATCH_AXES)
     sums = jax.shard_map(
         functools.partial(_device_sums, setup),
