@@ -1,14 +1,16 @@
 """CLIP's ConvNeXt (base_w, base_w_320, large_d, large_d_320, xxlarge) and its pooled visual head."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from clipvis_jax.models.layers import LayerNorm
+from clipvis_jax.models.clip_text import Activation
+from clipvis_jax.models.layers import LayerNorm, count_blocks
 from clipvis_jax.models.structs import ClipFeatures
 
 
@@ -20,6 +22,11 @@ class ConvNextConfig:
     embedding of ``embed_dim`` (``large_d`` models have an MLP); ``norm_eps`` is 1e-6, 1e-5 in ``xxlarge``.
     """
 
+    kind: ClassVar[str] = "convnext"
+    text_activation: ClassVar[Activation] = "gelu"
+    """Of the text encoders that were trained with them."""
+    ignores_empty_masks: ClassVar[bool] = False
+
     depths: tuple[int, int, int, int] = (3, 3, 27, 3)
     dims: tuple[int, int, int, int] = (128, 256, 512, 1024)
     embed_dim: int = 640
@@ -30,6 +37,65 @@ class ConvNextConfig:
     def channels(self) -> tuple[int, int, int, int]:
         """Channels of res2 to res5."""
         return self.dims
+
+    @property
+    def torch_modules(self) -> Mapping[str, str]:
+        """open_clip's names of our modules, see ``weights.torch_names``."""
+        block = r"trunk/stage(\d)_block(\d+)"
+        return {
+            r"trunk/stem_conv": "visual.trunk.stem.0",
+            r"trunk/stem_norm": "visual.trunk.stem.1",
+            r"trunk/downsample(\d)_norm": "visual.trunk.stages.{1-1}.downsample.0",
+            r"trunk/downsample(\d)_conv": "visual.trunk.stages.{1-1}.downsample.1",
+            block: "visual.trunk.stages.{1-1}.blocks.{2}",
+            f"{block}/depthwise": "visual.trunk.stages.{1-1}.blocks.{2}.conv_dw",
+            f"{block}/norm": "visual.trunk.stages.{1-1}.blocks.{2}.norm",
+            f"{block}/expand": "visual.trunk.stages.{1-1}.blocks.{2}.mlp.fc1",
+            f"{block}/contract": "visual.trunk.stages.{1-1}.blocks.{2}.mlp.fc2",
+            r"visual_head/norm": "visual.trunk.head.norm",
+            r"visual_head/expand": "visual.head.mlp.fc1",
+            r"visual_head/projection": "visual.head.mlp.fc2" if self.projection == "mlp" else "visual.head.proj",
+        }
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> "ConvNextConfig | None":
+        """Read the sizes off the shapes of a checkpoint, under open_clip's names; None if it is no CLIP ConvNeXt.
+
+        Raises:
+            KeyError: An entry is missing.
+        """
+        if "visual.trunk.stem.0.weight" not in shapes:
+            return None
+        stages = [f"visual.trunk.stages.{stage}.blocks." for stage in range(4)]
+        d1, d2, d3, d4 = (shapes[f"{stage}0.conv_dw.weight"][0] for stage in stages)
+        n1, n2, n3, n4 = (count_blocks(shapes, stage) for stage in stages)
+        mlp = "visual.head.mlp.fc1.weight" in shapes
+        # The norms' epsilon is in no key; among the published models only the largest has another one.
+        largest = CONVNEXTS["convnext_xxlarge"]
+        return cls(
+            (n1, n2, n3, n4),
+            (d1, d2, d3, d4),
+            embed_dim=shapes["visual.head.mlp.fc2.weight" if mlp else "visual.head.proj.weight"][0],
+            projection="mlp" if mlp else "linear",
+            norm_eps=largest.norm_eps if (d1, d2, d3, d4) == largest.dims else cls.norm_eps,
+        )
+
+    def trunk(self, dtype: DTypeLike) -> nn.Module:
+        """Make the module image -> feature maps."""
+        return ConvNextTrunk(self, dtype=dtype)
+
+    def visual_head(self, dtype: DTypeLike) -> nn.Module:
+        """Make the module dense feature and masks -> embeddings."""
+        return MaskedMeanPool(self, dtype=dtype)
+
+
+CONVNEXTS: dict[str, ConvNextConfig] = {
+    "convnext_base_w": ConvNextConfig(),
+    "convnext_large_d": ConvNextConfig(dims=(192, 384, 768, 1536), embed_dim=768, projection="mlp"),
+    "convnext_xxlarge": ConvNextConfig((3, 4, 30, 3), (384, 768, 1536, 3072), embed_dim=1024, norm_eps=1e-5),
+}
+"""The published ones, by open_clip's names. ``convnext_base_w_320`` and ``convnext_large_d_320`` differ from their
+namesakes in the training image size alone, which a convolutional network does not show."""
 
 
 class DepthwiseConv(nn.Module):

@@ -1,6 +1,9 @@
 """CLIP's modified ResNet (RN50, RN101, RN50x4, RN50x16, RN50x64) and its attention pool over masks."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,7 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from clipvis_jax.models import ops
-from clipvis_jax.models.layers import Conv
+from clipvis_jax.models.clip_text import Activation
+from clipvis_jax.models.layers import Conv, count_blocks
 from clipvis_jax.models.structs import ClipFeatures
 
 EXPANSION = 4
@@ -25,6 +29,25 @@ class ResNetConfig:
     ``pool_grid``: side of the square of positions that the attention pool was trained with (image size / 32).
     """
 
+    kind: ClassVar[str] = "resnet"
+    text_activation: ClassVar[Activation] = "quick_gelu"
+    """Of the text encoders that OpenAI trained with them."""
+    ignores_empty_masks: ClassVar[bool] = True
+    # Matches the authors' code: an empty mask leaves the ResNet models undecided between all classes.
+    torch_modules: ClassVar[Mapping[str, str]] = {
+        r"trunk/stem_conv(\d)": "visual.conv{1}",
+        r"trunk/stem_norm(\d)": "visual.bn{1}",
+        r"trunk/stage(\d)_block(\d+)/conv(\d)": "visual.layer{1}.{2}.conv{3}",
+        r"trunk/stage(\d)_block(\d+)/norm(\d)": "visual.layer{1}.{2}.bn{3}",
+        r"trunk/stage(\d)_block(\d+)/shortcut_conv": "visual.layer{1}.{2}.downsample.0",
+        r"trunk/stage(\d)_block(\d+)/shortcut_norm": "visual.layer{1}.{2}.downsample.1",
+        r"visual_head/query": "visual.attnpool.q_proj",
+        r"visual_head/key": "visual.attnpool.k_proj",
+        r"visual_head/value": "visual.attnpool.v_proj",
+        r"visual_head/out": "visual.attnpool.c_proj",
+    }
+    """open_clip's names of our modules, see ``weights.torch_names``."""
+
     depths: tuple[int, int, int, int] = (3, 4, 6, 3)
     width: int = 64
     embed_dim: int = 1024
@@ -36,6 +59,39 @@ class ResNetConfig:
         """Channels of res2 to res5."""
         c2, c3, c4, c5 = (self.width * EXPANSION * 2**stage for stage in range(4))
         return c2, c3, c4, c5
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> "ResNetConfig | None":
+        """Read the sizes off the shapes of a checkpoint, under open_clip's names; None if it is no CLIP ResNet.
+
+        Raises:
+            KeyError: An entry is missing.
+            ValueError: An entry has an unexpected shape.
+        """
+        if not {"visual.conv1.weight", "visual.layer1.0.conv1.weight"} <= shapes.keys():
+            return None
+        embed_dim, channels = shapes["visual.attnpool.c_proj.weight"]
+        d1, d2, d3, d4 = (count_blocks(shapes, f"visual.layer{stage}.") for stage in range(1, 5))
+        pool_grid = math.isqrt(shapes["visual.attnpool.positional_embedding"][0] - 1)
+        return cls((d1, d2, d3, d4), width=channels // 32, embed_dim=embed_dim, pool_grid=pool_grid)
+
+    def trunk(self, dtype: DTypeLike) -> nn.Module:
+        """Make the module image -> feature maps."""
+        return ResNetTrunk(self, dtype=dtype)
+
+    def visual_head(self, dtype: DTypeLike) -> nn.Module:
+        """Make the module dense feature and masks -> embeddings."""
+        return MaskedAttentionPool(self, dtype=dtype)
+
+
+RESNETS: dict[str, ResNetConfig] = {
+    "RN50": ResNetConfig(),
+    "RN101": ResNetConfig(depths=(3, 4, 23, 3), embed_dim=512),
+    "RN50x4": ResNetConfig(depths=(4, 6, 10, 6), width=80, embed_dim=640, pool_grid=9),
+    "RN50x16": ResNetConfig(depths=(6, 8, 18, 8), width=96, embed_dim=768, pool_grid=12),
+    "RN50x64": ResNetConfig(depths=(3, 15, 36, 10), width=128, embed_dim=1024, pool_grid=14),
+}
+"""The published ones, by open_clip's names."""
 
 
 class FrozenBatchNorm(nn.Module):

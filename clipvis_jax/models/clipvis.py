@@ -14,8 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.models import ops
-from clipvis_jax.models.clip_convnext import ConvNextConfig, ConvNextTrunk, MaskedMeanPool
-from clipvis_jax.models.clip_resnet import MaskedAttentionPool, ResNetConfig, ResNetTrunk
+from clipvis_jax.models.backbones import BACKBONES, Backbone
 from clipvis_jax.models.clip_text import TextConfig, TextEncoder
 from clipvis_jax.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoder, QueryDecoderConfig, mask_logits_from
@@ -35,7 +34,7 @@ Variables = Mapping[str, Any]
 class ClipVisConfig:
     """Sizes of all parts of a model; ``dim`` and ``mask_dim`` of the two decoders are the same."""
 
-    backbone: ResNetConfig | ConvNextConfig = ResNetConfig()
+    backbone: Backbone = BACKBONES["RN50"]
     text: TextConfig = TextConfig()
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     query_decoder: QueryDecoderConfig = QueryDecoderConfig()
@@ -67,20 +66,12 @@ class ClipVis:
     @property
     def trunk(self) -> nn.Module:
         """Image -> feature maps."""
-        match self.config.backbone:
-            case ResNetConfig() as config:
-                return ResNetTrunk(config, dtype=self.dtype)
-            case ConvNextConfig() as config:
-                return ConvNextTrunk(config, dtype=self.dtype)
+        return self.config.backbone.trunk(self.dtype)
 
     @property
     def visual_head(self) -> nn.Module:
         """Dense feature and masks -> embeddings."""
-        match self.config.backbone:
-            case ResNetConfig() as config:
-                return MaskedAttentionPool(config, dtype=self.dtype)
-            case ConvNextConfig() as config:
-                return MaskedMeanPool(config, dtype=self.dtype)
+        return self.config.backbone.visual_head(self.dtype)
 
     @property
     def text_encoder(self) -> nn.Module:
@@ -179,8 +170,7 @@ class ClipVis:
     ) -> Float[Array, "b q e"]:
         """Embed what masks at stride 32 show of CLIP's dense feature; not normalised."""
         visual = self._apply(self.visual_head, clip_vars["visual_head"], res5, masks)
-        if isinstance(self.config.backbone, ResNetConfig):
-            # Matches the authors' code: an empty mask leaves the ResNet models undecided between all classes.
+        if self.config.backbone.ignores_empty_masks:
             visual = jnp.where(jnp.any(masks, axis=(2, 3))[..., None], visual, 0)
         return visual.astype(jnp.float32)
 

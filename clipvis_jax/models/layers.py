@@ -1,6 +1,7 @@
 """Layers that several models share, with the settings of the authors' code."""
 
 import math
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 NUM_GROUPS = 32
 GroupNorm32 = partial(nn.GroupNorm, num_groups=NUM_GROUPS, epsilon=1e-5, use_fast_variance=False)
+
+
+def count_blocks(names: Iterable[str], prefix: str) -> int:
+    """Count the blocks of a stage whose numbers follow ``prefix`` in the names of a checkpoint's entries."""
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
+    return sum(number.isdigit() for number in numbers)
 
 
 def Conv(features: int, size: int, *, dtype: DTypeLike, **settings: Any) -> nn.Conv:  # noqa: N802, a module

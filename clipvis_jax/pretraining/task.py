@@ -29,8 +29,7 @@ from clipvis_jax.loop.matmul_flops import count_matmul_flops
 from clipvis_jax.loop.sharding import batch_sharding, make_mesh, put_batch
 from clipvis_jax.loop.train_state import TrainState
 from clipvis_jax.media.visualize import color_palette, draw_tracks
-from clipvis_jax.models.clip_convnext import ConvNextConfig
-from clipvis_jax.models.clip_resnet import ResNetConfig
+from clipvis_jax.models.backbones import BACKBONES, Backbone
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
 from clipvis_jax.models.ops import STRIDE
@@ -117,7 +116,7 @@ class ClipExperiment:
         loop: When to log, save, evaluate and draw.
     """
 
-    backbone: ResNetConfig | ConvNextConfig = ResNetConfig()
+    backbone: Backbone = BACKBONES["RN50"]
     text: TextConfig = TextConfig()
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     query_decoder: QueryDecoderConfig = QueryDecoderConfig()

@@ -25,8 +25,7 @@ from orbax.checkpoint import v1 as ocp
 from clipvis_jax.distributed import common_random_name, wait_for_all
 from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.io.files import output_error
-from clipvis_jax.models.clip_convnext import ConvNextConfig
-from clipvis_jax.models.clip_resnet import ResNetConfig
+from clipvis_jax.models.backbones import KINDS
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
@@ -36,7 +35,6 @@ from clipvis_jax.text.tokenizer import ClipTokenizer, load_tokenizer
 FORMAT_VERSION = 1
 Storage = Literal["float32", "float16"]
 """Types in which variables may be stored; they are read as float32."""
-_BACKBONES = {"resnet": ResNetConfig, "convnext": ConvNextConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +54,8 @@ class ModelFolder:
 
 def config_to_json(config: ClipVisConfig) -> dict[str, Any]:
     """Write sizes as JSON."""
-    kind = next(name for name, cls in _BACKBONES.items() if isinstance(config.backbone, cls))
-    return dataclasses.asdict(config) | {"backbone": {"kind": kind, **dataclasses.asdict(config.backbone)}}
+    backbone = {"kind": config.backbone.kind, **dataclasses.asdict(config.backbone)}
+    return dataclasses.asdict(config) | {"backbone": backbone}
 
 
 def config_from_json(data: dict[str, Any]) -> ClipVisConfig:
@@ -68,7 +66,7 @@ def config_from_json(data: dict[str, Any]) -> ClipVisConfig:
 
     backbone = dict(data["backbone"])
     return ClipVisConfig(
-        backbone=_BACKBONES[backbone.pop("kind")](**tuples(backbone)),
+        backbone=KINDS[backbone.pop("kind")](**tuples(backbone)),
         text=TextConfig(**data["text"]),
         pixel_decoder=PixelDecoderConfig(**data["pixel_decoder"]),
         query_decoder=QueryDecoderConfig(**data["query_decoder"]),

@@ -4,13 +4,11 @@ A wrong number of decoder layers would load without a word in the authors' code 
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.models.clip_convnext import ConvNextConfig
-from clipvis_jax.models.clip_resnet import ResNetConfig
+from clipvis_jax.models.backbones import BACKBONES, KINDS, Backbone
 from clipvis_jax.models.clip_text import Activation, TextConfig
 from clipvis_jax.models.clipvis import ClipVisConfig
 from clipvis_jax.models.pixel_decoder import NUM_LEVELS, PixelDecoderConfig
@@ -18,21 +16,6 @@ from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.weights.torch_names import CLIP_PREFIX, HEAD_PREFIX
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-_XXLARGE = ConvNextConfig(depths=(3, 4, 30, 3), dims=(384, 768, 1536, 3072), embed_dim=1024, norm_eps=1e-5)
-
-BACKBONES: dict[str, ResNetConfig | ConvNextConfig] = {
-    "RN50": ResNetConfig(),
-    "RN101": ResNetConfig(depths=(3, 4, 23, 3), embed_dim=512),
-    "RN50x4": ResNetConfig(depths=(4, 6, 10, 6), width=80, embed_dim=640, pool_grid=9),
-    "RN50x16": ResNetConfig(depths=(6, 8, 18, 8), width=96, embed_dim=768, pool_grid=12),
-    "RN50x64": ResNetConfig(depths=(3, 15, 36, 10), width=128, embed_dim=1024, pool_grid=14),
-    "convnext_base_w": ConvNextConfig(),
-    "convnext_large_d": ConvNextConfig(dims=(192, 384, 768, 1536), embed_dim=768, projection="mlp"),
-    "convnext_xxlarge": _XXLARGE,
-}
-"""The published CLIP image encoders that are supported. ``convnext_base_w_320`` and ``convnext_large_d_320`` differ
-from their namesakes in the training image size alone, which a convolutional network does not show."""
 
 TEXT_TOWERS: dict[str, TextConfig] = {
     "RN50": TextConfig(),
@@ -89,41 +72,17 @@ def _count(shapes: Shapes, pattern: str) -> int:
     return len({m[1] for key in shapes if (m := re.match(pattern, key))})
 
 
-def _infer_backbone(clip: Shapes, source: str) -> ResNetConfig | ConvNextConfig:
-    if "visual.trunk.stem.0.weight" in clip:
-        stages = [f"visual.trunk.stages.{stage}" for stage in range(4)]
-        dims = tuple(clip[f"{stage}.blocks.0.conv_dw.weight"][0] for stage in stages)
-        depths = tuple(_count(clip, re.escape(stage) + r"\.blocks\.(\d+)\.") for stage in stages)
-        mlp = "visual.head.mlp.fc1.weight" in clip
-        # The norms' epsilon is in no key; among the published models only the largest has another one.
-        return ConvNextConfig(
-            depths=depths,  # type: ignore[arg-type]
-            dims=dims,  # type: ignore[arg-type]
-            embed_dim=clip["visual.head.mlp.fc2.weight" if mlp else "visual.head.proj.weight"][0],
-            projection="mlp" if mlp else "linear",
-            norm_eps=_XXLARGE.norm_eps if dims == _XXLARGE.dims else ConvNextConfig.norm_eps,
-        )
-    if "visual.conv1.weight" in clip and "visual.layer1.0.conv1.weight" in clip:
-        embed_dim, channels = clip["visual.attnpool.c_proj.weight"]
-        depths = tuple(_count(clip, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5))
-        return ResNetConfig(
-            depths=depths,  # type: ignore[arg-type]
-            width=channels // 32,
-            embed_dim=embed_dim,
-            pool_grid=math.isqrt(clip["visual.attnpool.positional_embedding"][0] - 1),
-        )
+def _infer_backbone(clip: Shapes, source: str) -> Backbone:
+    for kind in KINDS.values():
+        if (backbone := kind.from_shapes(clip)) is not None:
+            return backbone
     raise InputError(
         f"{source}: the image encoder is neither a CLIP ResNet nor a CLIP ConvNeXt "
         f"(supported: {', '.join(BACKBONES)}); a ViT has no feature pyramid for CLIP-VIS"
     )
 
 
-def _infer_text(
-    clip: Shapes,
-    backbone: ResNetConfig | ConvNextConfig,
-    activation: Activation | None,
-    text_heads: int | None,
-) -> TextConfig:
+def _infer_text(clip: Shapes, backbone: Backbone, activation: Activation | None, text_heads: int | None) -> TextConfig:
     width, embed_dim = clip["text_projection"]
     num_heads = max(1, width // 64) if text_heads is None else text_heads
     if num_heads < 1 or width % num_heads:
@@ -135,7 +94,7 @@ def _infer_text(
         context_length=clip["positional_embedding"][0],
         vocab_size=clip["token_embedding.weight"][0],
         embed_dim=embed_dim,
-        activation=activation or ("quick_gelu" if isinstance(backbone, ResNetConfig) else "gelu"),
+        activation=activation or backbone.text_activation,
     )
 
 
@@ -172,7 +131,7 @@ def _infer_query_decoder(head: Shapes) -> QueryDecoderConfig:
     )
 
 
-def backbone_name(backbone: ResNetConfig | ConvNextConfig) -> str | None:
+def backbone_name(backbone: Backbone) -> str | None:
     """Return open_clip's name of an image encoder, None if it has none."""
     return next((name for name, config in BACKBONES.items() if config == backbone), None)
 

@@ -44,32 +44,9 @@ class TorchEntry:
 _NORMS = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _ATTENTION = {"query": 0, "key": 1, "value": 2}
 
-# Module paths, ours on the left. Numbers are captured; `{1-1}` writes the first number less one.
+# Module paths, ours on the left. Numbers are captured; `{1-1}` writes the first number less one. Those of the image
+# encoder are what its configuration says.
 _MODULES: tuple[tuple[str, str], ...] = (
-    # frozen CLIP, ResNet
-    (r"trunk/stem_conv(\d)", "visual.conv{1}"),
-    (r"trunk/stem_norm(\d)", "visual.bn{1}"),
-    (r"trunk/stage(\d)_block(\d+)/conv(\d)", "visual.layer{1}.{2}.conv{3}"),
-    (r"trunk/stage(\d)_block(\d+)/norm(\d)", "visual.layer{1}.{2}.bn{3}"),
-    (r"trunk/stage(\d)_block(\d+)/shortcut_conv", "visual.layer{1}.{2}.downsample.0"),
-    (r"trunk/stage(\d)_block(\d+)/shortcut_norm", "visual.layer{1}.{2}.downsample.1"),
-    (r"visual_head/query", "visual.attnpool.q_proj"),
-    (r"visual_head/key", "visual.attnpool.k_proj"),
-    (r"visual_head/value", "visual.attnpool.v_proj"),
-    (r"visual_head/out", "visual.attnpool.c_proj"),
-    # frozen CLIP, ConvNeXt
-    (r"trunk/stem_conv", "visual.trunk.stem.0"),
-    (r"trunk/stem_norm", "visual.trunk.stem.1"),
-    (r"trunk/downsample(\d)_norm", "visual.trunk.stages.{1-1}.downsample.0"),
-    (r"trunk/downsample(\d)_conv", "visual.trunk.stages.{1-1}.downsample.1"),
-    (r"trunk/stage(\d)_block(\d+)", "visual.trunk.stages.{1-1}.blocks.{2}"),
-    (r"trunk/stage(\d)_block(\d+)/depthwise", "visual.trunk.stages.{1-1}.blocks.{2}.conv_dw"),
-    (r"trunk/stage(\d)_block(\d+)/norm", "visual.trunk.stages.{1-1}.blocks.{2}.norm"),
-    (r"trunk/stage(\d)_block(\d+)/expand", "visual.trunk.stages.{1-1}.blocks.{2}.mlp.fc1"),
-    (r"trunk/stage(\d)_block(\d+)/contract", "visual.trunk.stages.{1-1}.blocks.{2}.mlp.fc2"),
-    (r"visual_head/norm", "visual.trunk.head.norm"),
-    (r"visual_head/expand", "visual.head.mlp.fc1"),
-    (r"visual_head/projection", "visual.head.proj"),
     # frozen CLIP, text
     (r"text/token_embedding", "token_embedding"),
     (r"text/final_norm", "ln_final"),
@@ -158,12 +135,10 @@ def torch_entry(path: str, shape: tuple[int, ...], config: ClipVisConfig) -> Tor
     module, leaf = path.rsplit("/", 1)
     parent, _, name = module.rpartition("/")
     if parent.endswith("attention") and not parent.startswith("pixel_decoder/"):
-        return _attention_entry(prefix + _module_key(parent), name, leaf)
-    key = prefix + _module_key(module)
+        return _attention_entry(prefix + _module_key(parent, config), name, leaf)
+    key = prefix + _module_key(module, config)
     if leaf == "layer_scale":
         return TorchEntry(key + ".gamma", np.asarray, np.asarray)
-    if module == "visual_head/projection" and getattr(config.backbone, "projection", None) == "mlp":
-        key = f"{prefix}visual.head.mlp.fc2"
     if leaf in _NORMS and (leaf != "bias" or len(shape) == 1):
         return TorchEntry(f"{key}.{_NORMS[leaf]}", np.asarray, np.asarray)
     key = f"{key}.weight"
@@ -176,8 +151,8 @@ def torch_entry(path: str, shape: tuple[int, ...], config: ClipVisConfig) -> Tor
     raise KeyError(path)
 
 
-def _module_key(module: str) -> str:
-    for pattern, template in _MODULES:
+def _module_key(module: str, config: ClipVisConfig) -> str:
+    for pattern, template in (*config.backbone.torch_modules.items(), *_MODULES):
         if match := re.fullmatch(pattern, module):
             numbers = {str(i): value for i, value in enumerate(match.groups(), start=1)}
             return re.sub(
