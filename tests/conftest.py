@@ -37,6 +37,11 @@ from safetensors.numpy import load_file
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Compiled programs, shared by workers and runs. With a limit of its size JAX locks the folder while it writes.
+jax.config.update("jax_compilation_cache_dir", str(_PACKAGE.parent / "build" / "test-programs"))
+jax.config.update("jax_compilation_cache_max_size", 2**32)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
 GOLDENS = Path(__file__).parent / "goldens"
 FAMILIES = ("rn", "convnext")
 

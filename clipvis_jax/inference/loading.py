@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 def enable_compilation_cache() -> None:
     """Keep compiled programs on disk, so that the next start of the same size skips compiling.
 
-    A setting of JAX for the whole process, so it is left to programs to choose; the command line does.
+    A setting of JAX for the whole process, so it is left to programs to choose; the command line does. A folder that
+    was set before, by ``JAX_COMPILATION_CACHE_DIR``, stays.
     """
     import jax  # noqa: PLC0415
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
 def load(
