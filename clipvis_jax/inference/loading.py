@@ -19,7 +19,7 @@ def enable_compilation_cache() -> None:
     """
     import jax  # noqa: PLC0415
 
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX sets its options on the fly
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
