@@ -1,6 +1,7 @@
 """The command line, ``clipvis``: finds the command, and says in one line what went wrong."""
 
 import importlib
+import io
 import logging
 import sys
 import warnings
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a terminal's encoding lacks, as Latin-1 a dash, is printed as its number; stderr does so by itself.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if arguments == ["--version"]:
         print(f"clipvis {__version__}")
         return 0

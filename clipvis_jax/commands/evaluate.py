@@ -264,7 +264,7 @@ class Evaluate:
     def _score_results(
         self, dataset: "Dataset", ground_truth: "GroundTruth", results: "list[Result]", provenance: dict[str, Any]
     ) -> list[Path]:
-        """Compute the metrics, print them, and write metrics.json and the report."""
+        """Compute the metrics, write metrics.json, print them, and write the report."""
         from clipvis_jax.evaluation import scoring_rules
         from clipvis_jax.evaluation.published import published_rows
         from clipvis_jax.evaluation.report import write_report
@@ -273,13 +273,13 @@ class Evaluate:
 
         protocols, groups = scoring_rules(dataset, self.protocol)
         summary = summarize(ground_truth, results, protocols, groups=groups, show_progress=True)
-        print_summary(summary, title=f"{dataset.name}, {len(ground_truth.videos)} of {len(dataset)} videos")
         content = {**summary_to_json(summary, ground_truth), **provenance}
         burst = None
         if self.burst_official:
             burst = content["burst_official"] = self._burst_official(dataset, results, ground_truth.videos)
         metrics_file = self.out / "metrics.json"
         write_text(metrics_file, json.dumps(content, indent=2) + "\n")
+        print_summary(summary, title=f"{dataset.name}, {len(ground_truth.videos)} of {len(dataset)} videos")
         written = [metrics_file]
         if self.report:
             written.append(self.out / "report.html")

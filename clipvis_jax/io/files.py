@@ -1,6 +1,7 @@
 """Write files so that a crash, a full disk or Ctrl-C never leaves half of one behind; the cache folder."""
 
 import errno
+import functools
 import os
 import re
 import secrets
@@ -98,8 +99,18 @@ def prepare_output_dir(path: str | Path) -> Path:
 def cache_folder() -> Path:
     """Return the folder for what can be had again: class embeddings, compiled programs, copies of remote files.
 
-    ``CLIPVIS_CACHE`` names it; otherwise it lies in the user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``).
+    ``CLIPVIS_CACHE`` names it; otherwise it lies in the user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``). A
+    user without a home, as in containers with any uid, has one that goes with the process.
     """
     if folder := os.environ.get("CLIPVIS_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipvis_jax"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipvis_jax"
+    except RuntimeError:
+        return Path(_passing_folder().name)
+
+
+@functools.cache
+def _passing_folder() -> tempfile.TemporaryDirectory:
+    # Not a fixed place that all users can write to: compiled programs are loaded from a cache.
+    return tempfile.TemporaryDirectory(prefix="clipvis-cache-")

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import importlib
+import io
 import json
 import logging
 import os
@@ -611,3 +612,13 @@ def test_errors_of_our_own_are_not_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Predict, "run", broken)
     with pytest.raises(TypeError, match="a bug"):
         main(["predict", "clip.mp4", "--model", "model", "--classes", "dog"])
+
+
+@pytest.mark.parametrize("encoding", ["iso-8859-1", "cp1252", "ascii"])
+def test_printing_cannot_fail_for_the_terminals_encoding(encoding, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr("clipvis_jax.cli.__version__", "1 — 猫")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["--version"]) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue().decode(encoding) in ("clipvis 1 \\u2014 \\u732b\n", "clipvis 1 — \\u732b\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir, write_text
+from clipvis_jax.io.files import atomic_path, cache_folder, output_error, prepare_output_dir, write_text
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -167,3 +167,20 @@ def test_an_address_is_no_folder(address, kind, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"bucket/run: is an address, but a folder is needed; mount it"):
         prepare_output_dir(kind(address))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown_user() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("CLIPVIS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "clipvis_jax"
+    monkeypatch.setattr(Path, "home", unknown_user)
+    folder = cache_folder()
+    assert folder == cache_folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.iterdir()) == []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "clipvis_jax"

@@ -77,9 +77,7 @@ def write_report(
         by_video, outcomes, ground_truth, results, names=names, dataset=dataset, show_progress=show_progress
     )
     by_iou = iou_curves(video_metrics)
-    style, script = (
-        resources.files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
-    )
+    style, script = _read("report.css"), _read("report.js")
     page = _template().render(
         title=_title(metrics),
         facts=_facts(metrics, ground_truth),
@@ -111,7 +109,7 @@ def write_report(
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")),
+        loader=jinja2.FunctionLoader(_read),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -120,6 +118,10 @@ def _template() -> jinja2.Template:
     )
     environment.filters["percent"] = percent
     return environment.get_template("report.html")
+
+
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _title(metrics: Mapping[str, Any]) -> str:
