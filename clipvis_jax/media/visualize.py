@@ -2,12 +2,14 @@
 
 import colorsys
 from collections.abc import Sequence
-from functools import lru_cache, reduce
+from functools import reduce
 from operator import and_
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from clipvis_jax.media.fonts import font_for
 
 _GOLDEN_RATIO = 0.6180339887498949
 _FILL_ALPHA = 110  # of 255
@@ -39,7 +41,7 @@ def draw_tracks(
 
     A mask is tinted, outlined by 1 to 3 pixels (by frame size) and labelled at its top; an empty one is left
     out, with its label. Labels stay inside the frame and move up or down so as not to cover one another; they
-    overlap only where there is no room.
+    overlap only where there is no room. Labels may be of any script.
 
     Args:
         frame_u8: the frame, RGB.
@@ -51,7 +53,7 @@ def draw_tracks(
     line_width = min(max(round(min(height, width) / 360), 1), 3)
     image = Image.fromarray(frame_u8)
     draw = ImageDraw.Draw(image)
-    font = _font(max(round(min(height, width) / 40), 11))
+    font_size = max(round(min(height, width) / 40), 11)
 
     # Only a mask's bounding box is touched: most masks are far smaller than the frame.
     tracks = []
@@ -67,10 +69,11 @@ def draw_tracks(
     for mask, box, _, color in tracks:
         image.paste(color, box, Image.fromarray(_outline(mask, line_width) * np.uint8(255)))
 
-    ascent, descent = font.getmetrics()
-    margin = max(descent // 2, 1)
     placed: list[_Box] = []
-    for mask, box, label, color in tracks:
+    for mask, box, text, color in tracks:
+        font, label = font_for(text, font_size)
+        ascent, descent = font.getmetrics()
+        margin = max(descent // 2, 1)
         anchor = box[0] + round(np.flatnonzero(mask[0]).mean()), box[1]
         label_size = round(font.getlength(label)) + 2 * margin, ascent + descent
         label_box = _place_label(anchor, label_size, (width, height), placed)
@@ -79,13 +82,6 @@ def draw_tracks(
         draw.rectangle((left, top, right - 1, bottom - 1), fill=color)
         draw.text((left + margin, top), label, _text_color(color), font)
     return np.array(image)
-
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow falls back to bitmaps only where no size is given.
-    return font
 
 
 def _bounding_box(mask: Bool[np.ndarray, "h w"]) -> _Box | None:
