@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from clipvis_jax.models.clip_text import Activation
+from clipvis_jax.models.kernels.depthwise_convolution import depthwise_convolution
 from clipvis_jax.models.layers import LayerNorm, count_blocks
 from clipvis_jax.models.structs import ClipFeatures
 
@@ -99,26 +100,17 @@ namesakes in the training image size alone, which a convolutional network does n
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise convolution with zero padding, as a sum of shifted products.
-
-    XLA fuses the sum into one pass; on a CPU that is 9 to 36 times faster than its grouped convolution.
-    """
+    """Depthwise convolution with zero padding."""
 
     kernel_size: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        size, (_, height, width, channels) = self.kernel_size, x.shape
+        size, channels = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (size, size, 1, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        margin = (size // 2, size // 2)
-        padded = jnp.pad(x.astype(jnp.float32), ((0, 0), margin, margin, (0, 0)))
-        y = jnp.broadcast_to(bias, x.shape)
-        for dy in range(size):
-            for dx in range(size):
-                y += padded[:, dy : dy + height, dx : dx + width] * kernel[dy, dx, 0]
-        return y.astype(self.dtype)
+        return depthwise_convolution(x.astype(jnp.float32), kernel, bias).astype(self.dtype)
 
 
 class ConvNextBlock(nn.Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipvis_jax.models.deformable_attention import sample_levels
+from clipvis_jax.models.kernels.deformable_sampling import sample_levels
 
 SHAPES = ((3, 5), (6, 10), (12, 20))
 NUM_PIXELS = sum(height * width for height, width in SHAPES)

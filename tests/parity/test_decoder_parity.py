@@ -17,7 +17,8 @@ from transformers.models.mask2former import modeling_mask2former as mask2former
 from clipvis_jax.models import ops
 from clipvis_jax.models.clip_resnet import ResNetConfig
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
-from clipvis_jax.models.deformable_attention import DeformableAttention, sample_levels
+from clipvis_jax.models.deformable_attention import DeformableAttention
+from clipvis_jax.models.kernels.deformable_sampling import sample_levels
 from clipvis_jax.models.query_decoder import mask_logits_from
 from clipvis_jax.models.structs import ClipFeatures, PixelFeatures
 from clipvis_jax.weights.convert import to_state_dict
