@@ -71,8 +71,8 @@ class PipelineConfig:
             raise InputError(f"repeat_threshold is {self.repeat_threshold}; give a share from 0 to 1")
 
 
-class TrainBatch(NamedTuple):
-    """Frames of a process's share of a batch with their instances.
+class HostBatch(NamedTuple):
+    """Frames of a process's share of a batch with their instances, before a task puts it on the devices.
 
     Attributes:
         image: Augmented RGB frames.
@@ -91,7 +91,7 @@ class TrainBatch(NamedTuple):
     frame: Int[np.ndarray, " b"]
 
 
-class TrainIterator(Iterator[TrainBatch]):
+class TrainIterator(Iterator[HostBatch]):
     """An endless iterator over a process's shares of all batches; made by `make_train_iterator`.
 
     Close it, or use it as a context, so that worker processes and shared memory go at once. Its state is the number
@@ -119,7 +119,7 @@ class TrainIterator(Iterator[TrainBatch]):
         weakref.finalize(self, _close, self._running)
         self.num_cut_off = 0
 
-    def __next__(self) -> TrainBatch:
+    def __next__(self) -> HostBatch:
         """Return the next batch.
 
         Raises:
@@ -199,7 +199,7 @@ class TrainIterator(Iterator[TrainBatch]):
             )
         self.num_cut_off += raw["cut_off"]
 
-    def _pad(self, raw: dict[str, Any]) -> TrainBatch:
+    def _pad(self, raw: dict[str, Any]) -> HostBatch:
         """Bring the masks to their full number of places, which workers leave to us: it is mostly zeros."""
         # Copied, so that the workers' shared memory goes at once and not when the caller lets go of the batch.
         image, num_instances, valid_size, video, frame = (
@@ -209,7 +209,7 @@ class TrainIterator(Iterator[TrainBatch]):
         places = self._source.config.max_instances
         padded = np.zeros((len(masks), places, *masks.shape[2:]), np.uint8)
         padded[:, : masks.shape[1]] = masks
-        return TrainBatch(image, padded, np.arange(places) < num_instances[:, None], valid_size, video, frame)
+        return HostBatch(image, padded, np.arange(places) < num_instances[:, None], valid_size, video, frame)
 
 
 def make_train_iterator(

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from scipy.special import expit
 
 from clipvis_jax.data.catalog import check_for_training, check_held_out, open_dataset
-from clipvis_jax.data.pipeline import PipelineConfig, TrainBatch, TrainIterator, make_train_iterator
+from clipvis_jax.data.pipeline import HostBatch, PipelineConfig, TrainIterator, make_train_iterator
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.distributed import wait_for_all, wait_for_compilation
 from clipvis_jax.errors import InputError
@@ -207,7 +207,7 @@ class ClipVisTask:
             process_count=jax.process_count(),
         )
 
-    def put(self, batch: TrainBatch) -> TrainingBatch:
+    def put(self, batch: HostBatch) -> TrainingBatch:
         """Put a batch on the devices."""
         absent = np.zeros_like(batch.valid)
         arrays = put_batch((batch.image, batch.masks_packed, batch.valid, absent, batch.valid_size), self._mesh)
