@@ -8,6 +8,15 @@ class InputError(ValueError):
     without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        """Take the message; names from files in it cannot forge lines or control the terminal."""
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with line breaks and control characters escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
 
 def first_line(error: BaseException) -> str:
     """Return an error's kind and the first line of what it says, at most 200 characters: libraries may say pages."""

@@ -20,7 +20,7 @@ def load_json(path: str | Path) -> Any:
         InputError: The file cannot be read or is not JSON, for example because it is cut off.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8-sig") as file:
             return json.load(file)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -246,21 +246,35 @@ def test_missing_files(tmp_path):
         dataset.check_images()
 
 
-def test_links_out_of_the_image_folder(tmp_path):
+def test_links_in_the_image_folder_are_followed(tmp_path):
+    """People link folders of images to other disks."""
     path, images = write_dataset(tmp_path, youtube_vis())
-    secret = tmp_path / "secret.jpg"
-    secret.write_bytes(b"x")
-    (images / "b" / "1.jpg").unlink()
-    (images / "b" / "1.jpg").symlink_to(secret)
-    (images / "b" / "2.jpg").unlink()
-    (images / "b" / "2.jpg").symlink_to("0.jpg")
-    link = tmp_path / "link"
-    link.symlink_to(images)
-    for folder in (images, link):
-        dataset = RawDataset(path, folder)
-        with pytest.raises(InputError, match=r"b/1.jpg: leads out of the image folder \(frame 1 of video 7\)"):
-            dataset.read_frame(1, 1)
-        assert dataset.read_frame(1, 2) == dataset.read_frame(1, 0)
+    expected = (images / "b" / "1.jpg").read_bytes()
+    (images / "b").rename(tmp_path / "elsewhere")
+    (images / "b").symlink_to(tmp_path / "elsewhere")
+    dataset = RawDataset(path, images)
+    assert dataset.read_frame(1, 1) == expected
+    for name in ("../elsewhere/1.jpg", str(tmp_path / "elsewhere" / "1.jpg")):
+        with pytest.raises(InputError, match="leads out of the image folder"):
+            dataset.images.read(name, "a frame")
+
+
+def test_names_in_messages_are_escaped(tmp_path):
+    """A name from a file must not forge a line or control the terminal."""
+    name = "b/x\nclipvis: error: all is well\x1b]0;PWNED\a\x1b[2J.jpg"
+    path, images = write_dataset(tmp_path, changed(youtube_vis(), ["videos", 0, "file_names", 0], name), frames=False)
+    with pytest.raises(InputError, match=r"x\\nclipvis: .*\\x1b\]0;PWNED\\x07.*: is missing") as error:
+        RawDataset(path, images).read_frame(1, 0)
+    assert str(error.value).isprintable()
+
+
+def test_outlines_of_polygons_are_bounded(tmp_path):
+    """pycocotools allocates by the length of outlines: this one takes gigabytes, though every corner is near."""
+    outline = [1e5, 1e5, 0, 0] * 10
+    fails(tmp_path, changed(coco(), ["annotations", 0, "segmentation", 0], outline), "holds a polygon whose outline is")
+    content = changed(coco(), ["annotations", 0, "segmentation", 0], [-1e5, 0, 1e5, 0, 1e5, 10])
+    (mask,) = RawDataset(*write_dataset(tmp_path, content, frames=False))[1].instances[0].masks
+    assert isinstance(mask, tuple)
 
 
 def test_file_that_changed(tmp_path):

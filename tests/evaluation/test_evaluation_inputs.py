@@ -63,6 +63,14 @@ def test_reads_tracks_json(tmp_path):
         load_results(path, truth)
 
 
+def test_results_with_a_byte_order_mark(tmp_path):
+    ground_truth, results = small_case()
+    truth = read_truth(ground_truth)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results), encoding="utf-8-sig")
+    assert evaluate(truth, load_results(path, truth), PROTOCOLS["ytvis"]).stats == score(ground_truth, results).stats
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
