@@ -186,7 +186,7 @@ def command_block(*commands):
 
 
 def main_scores(metrics):
-    """Return the scores of one model: those of ``COLUMNS``, novel by base, with true names, with true masks."""
+    """Return the scores of one model: those of ``COLUMNS``, novel by base, with oracle names, with oracle masks."""
     scores = metrics["metrics"]["shapes"]
     base, novel, unseen = (scores["groups"][name]["AP"] for name in PARTS)
     ratio = novel / base if base and novel is not None else None
@@ -236,7 +236,7 @@ def write_conditions(models):
 def write_main_tables(models, dataset):
     """Write the scores on a data set, model by model."""
     metrics = [model.metrics[dataset] for model in models]
-    main = model_table(models, [*COLUMNS, "novel / base", "true names", "true masks"], map(main_scores, metrics))
+    main = model_table(models, [*COLUMNS, "novel / base", "oracle names", "oracle masks"], map(main_scores, metrics))
     head = ["AP", "AR100", *(f"AR100 {part}" for part in PARTS)]
     found = model_table(models, head, map(class_agnostic_scores, metrics))
     return (

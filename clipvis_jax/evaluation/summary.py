@@ -104,7 +104,7 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
     for metrics in summary.protocols:
         columns = {"all": metrics.stats, **metrics.groups}
         if metrics is summary.main:
-            columns |= {"true names": summary.oracle_names.stats, "true masks": summary.oracle_masks.stats}
+            columns |= {"oracle names": summary.oracle_names.stats, "oracle masks": summary.oracle_masks.stats}
         table = Table(title=f"{title}, {metrics.protocol}", title_justify="left")
         table.add_column("%")
         for name in columns:
@@ -113,7 +113,7 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
             table.add_row(name, *(percent(values[name]) for values in columns.values()))
         console.print(table)
     console.print(
-        "true names: each track named as the object that it overlaps most; true masks: each with that object's masks, "
+        "oracle names: each track named as the object that it overlaps most; oracle masks: each with that object's masks, "
         "of the objects found"
     )
     agnostic = {"all": summary.class_agnostic.stats, **summary.class_agnostic.groups}

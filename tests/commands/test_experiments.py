@@ -90,7 +90,7 @@ def test_mean_and_spread(values, sign, expected):
 def test_numbers_reach_their_cells(models):
     text = experiments.write_tables(models, "plot.svg")
     main = text[text.index("### Main scores, val") : text.index("### Main scores, test")]
-    head = ["AP", "AP50", "AP base", "AP novel", "AP unseen", "novel / base", "true names", "true masks"]
+    head = ["AP", "AP50", "AP base", "AP novel", "AP unseen", "novel / base", "oracle names", "oracle masks"]
     assert cells_of(main, "model", "AP", "AP50") == head[2:]
     assert cells_of(main, "model", "AP", "AR100") == ["AR100 base", "AR100 novel", "AR100 unseen"]
     assert cells_of(main, "2", "30.0") == ["40.0", "30.0", "20.0", "-", "66.7", "65.0", "60.0"]
