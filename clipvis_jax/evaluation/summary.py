@@ -113,8 +113,8 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
             table.add_row(name, *(percent(values[name]) for values in columns.values()))
         console.print(table)
     console.print(
-        "oracle names: each track named as the object that it overlaps most; oracle masks: each with that object's masks, "
-        "of the objects found"
+        "oracle names: each track named as the object that it overlaps most; oracle masks: each with that object's "
+        "masks, of the objects found"
     )
     agnostic = {"all": summary.class_agnostic.stats, **summary.class_agnostic.groups}
     listed = ", ".join(f"{name} {percent(values['AR100'])}" for name, values in agnostic.items())
