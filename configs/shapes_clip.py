@@ -5,8 +5,8 @@ Command:
 Cost: 3,800 steps, about 40 minutes on 2 cores. A batch of the first 63% has 96 single objects, cut out of 32 images;
     one of the rest has 32 whole images with about 100 regions in all.
 Hardware: 2 CPU cores.
-Reached: names right out of 360 with oracle masks, on 200 images of val: 0.61 base, 0.62 novel, 0.57
-unseen (docs/log.md).
+Reached: names right out of 360 with oracle masks, on 200 images of val: 0.61 base, 0.62 novel, 0.57 unseen
+    (docs/log.md).
 """
 
 from clipvis_jax.data.captioned import CaptionedDataConfig

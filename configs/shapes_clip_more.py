@@ -8,7 +8,8 @@ Command:
     python train.py configs/shapes_clip_more.py --init-from runs/shapes_clip/model --workdir runs/shapes_clip_more
 Cost: 2,400 steps of 32 images at 320x320, 43 minutes beside other work.
 Hardware: 2 CPU cores.
-Reached: names right out of 360 with oracle masks, on 200 images of val: 0.72 base, 0.71 novel, 0.70 unseen (docs/log.md).
+Reached: names right out of 360 with oracle masks, on 200 images of val: 0.72 base, 0.71 novel, 0.70 unseen
+    (docs/log.md).
 """
 
 import dataclasses
