@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from scipy.special import expit
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.association import AssociationConfig, History, associate
-from clipvis_jax.inference.scores import FrameScores, ScoreConfig, ScoreSums, rank_pairs
+from clipvis_jax.inference.scores import (
+    FrameScores,
+    RankedPairs,
+    ScoreConfig,
+    ScoreSums,
+    by_score,
+    image_scores,
+    rank_pairs,
+    top_pairs,
+)
 from clipvis_jax.inference.tracker import FrameQueries
 from clipvis_jax.io.files import atomic_path
 from clipvis_jax.masks.resize import MaskResizer, Rle, encode_rle, pack_mask_logits, unpack_mask_logits
@@ -21,6 +31,7 @@ from clipvis_jax.masks.resize import MaskResizer, Rle, encode_rle, pack_mask_log
 class CachedVideo:
     """All that follows from the network alone, for every frame in its own query order.
 
+    ``mask_area`` and ``mask_prob_sum`` measure masks where the model does: at stride 4, of images at the original size.
     ``masks`` are the packed mask logits of all frames one after another, ``mask_ends`` where each ends.
     ``mask_sizes`` are the rows of a `MaskResizer`: stride-4, padded, valid and original size.
     """
@@ -41,7 +52,7 @@ class CachedVideo:
         return len(self.iou)
 
 
-def collect_video(frames: Iterable[tuple[FrameQueries, MaskResizer]]) -> CachedVideo:
+def collect_video(frames: Iterable[tuple[FrameQueries, MaskResizer]], *, is_image: bool = False) -> CachedVideo:
     """Gather the predictions of a video of one frame or more, as ``Segmenter.run_network`` gives them."""
     fields = ("object_logits", "iou", "query_embed", "visual_embed", "mask_area", "mask_prob_sum")
     columns: dict[str, list[np.ndarray]] = {name: [] for name in fields}
@@ -51,6 +62,11 @@ def collect_video(frames: Iterable[tuple[FrameQueries, MaskResizer]]) -> CachedV
         for name in fields:
             columns[name].append(np.array(getattr(frame, name)))
         packed += pack_mask_logits(frame.mask_logits)
+        if is_image:
+            regions = [resizer.positive_region(mask)[2] for mask in frame.mask_logits]
+            positive = [region[region > 0].astype(np.float64) for region in regions]
+            columns["mask_area"][-1] = np.array([values.size for values in positive], np.float64)
+            columns["mask_prob_sum"][-1] = np.array([np.sum(expit(values)) for values in positive])
         sizes = [resizer.logits_size, resizer.padded_size, resizer.valid_size, resizer.original_size]
     num_frames = len(columns["iou"])
     return CachedVideo(
@@ -85,13 +101,13 @@ def load_video(path: Path) -> CachedVideo:
 
 
 class VideoReplay:
-    """A cached video under one vocabulary, to be associated and scored in different ways.
+    """A cached video or image under one vocabulary, to be associated and scored in different ways.
 
     A query's mask at the original size is drawn once, however many settings use it.
     """
 
-    def __init__(self, video: CachedVideo, class_probs: Float[np.ndarray, "t q c"]) -> None:
-        self._video, self._class_probs = video, class_probs
+    def __init__(self, video: CachedVideo, class_probs: Float[np.ndarray, "t q c"], *, is_image: bool = False) -> None:
+        self._video, self._class_probs, self._is_image = video, class_probs, is_image
         self._resizer = MaskResizer(*(tuple(size) for size in video.mask_sizes.tolist()))
         self._drawn: dict[tuple[int, int], Rle] = {}
         self._empty = encode_rle(np.zeros(self._resizer.original_size, bool))
@@ -99,11 +115,34 @@ class VideoReplay:
     def run(
         self, association: AssociationConfig, scores: ScoreConfig, *, top_k: int, video_id: int, category_ids: list[int]
     ) -> list[dict[str, Any]]:
-        """Associate and score the video; the results are those of ``Segmenter.predict_video`` with these settings.
+        """Associate and score the video; the results are those of ``Segmenter.predict`` with these settings.
 
         Returns:
             Results in YouTube-VIS format, best first.
         """
+        if self._is_image:
+            orders, pairs = [np.arange(self._class_probs.shape[1])], self._rank_image(scores, top_k)
+        else:
+            orders, pairs = self._rank_video(association, scores, top_k)
+        return [
+            {
+                "video_id": video_id,
+                "category_id": category_ids[class_index],
+                "score": score,
+                "segmentations": [
+                    self._empty if pairs.pruned[frame, pair] else self._mask(frame, int(orders[frame][track]))
+                    for frame in range(self._video.num_frames)
+                ],
+            }
+            for pair, (track, class_index, score) in enumerate(
+                zip(pairs.tracks.tolist(), pairs.class_indices.tolist(), pairs.scores.tolist(), strict=True)
+            )
+        ]
+
+    def _rank_video(
+        self, association: AssociationConfig, scores: ScoreConfig, top_k: int
+    ) -> tuple[list[Int[np.ndarray, " q"]], RankedPairs]:
+        """Return the query of every track by frame, and the best pairs."""
         video = self._video
         num_queries, num_classes = self._class_probs.shape[1:]
         sums = ScoreSums.zeros(num_queries, num_classes, scores)
@@ -115,21 +154,15 @@ class VideoReplay:
             sums = sums.add(self._class_probs[frame][order], video.iou[frame][order], video.object_logits[frame][order])
         columns = (video.object_logits, video.mask_area, video.mask_prob_sum, self._class_probs)
         tracked = (FrameScores(*(column[frame][order] for column in columns)) for frame, order in enumerate(orders))
-        pairs = rank_pairs(sums, tracked, top_k=top_k, min_score=0.0)
-        return [
-            {
-                "video_id": video_id,
-                "category_id": category_ids[class_index],
-                "score": score,
-                "segmentations": [
-                    self._empty if pairs.pruned[frame, pair] else self._mask(frame, int(orders[frame][track]))
-                    for frame in range(video.num_frames)
-                ],
-            }
-            for pair, (track, class_index, score) in enumerate(
-                zip(pairs.tracks.tolist(), pairs.class_indices.tolist(), pairs.scores.tolist(), strict=True)
-            )
-        ]
+        return orders, rank_pairs(sums, tracked, top_k=top_k, min_score=0.0)
+
+    def _rank_image(self, config: ScoreConfig, top_k: int) -> RankedPairs:
+        video = self._video
+        all_scores = image_scores(self._class_probs[0], video.iou[0], video.object_logits[0], config)
+        tracks, class_indices, scores = top_pairs(all_scores, top_k)
+        scores = scores * (video.mask_prob_sum[0] / (video.mask_area[0] + 1e-6))[tracks]
+        best = by_score(scores, 0.0)
+        return RankedPairs(tracks[best], class_indices[best], scores[best], np.zeros((1, len(best)), bool))
 
     def _mask(self, frame: int, query: int) -> Rle:
         key = frame, query

@@ -12,7 +12,7 @@ from clipvis_jax.ablation.prediction_cache import VideoReplay, collect_video, lo
 from clipvis_jax.ablation.settings import Setting
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.inference.dataset_run import DatasetFrames, RunFolder, order_by_size
-from clipvis_jax.inference.segmenter import VIDEO_TOP_K, Segmenter
+from clipvis_jax.inference.segmenter import IMAGE_TOP_K, VIDEO_TOP_K, Segmenter
 from clipvis_jax.io.files import prepare_output_dir
 
 
@@ -37,7 +37,9 @@ def cache_dataset(
     with tqdm(total=total, desc="network", unit="frame", disable=not show_progress) as bar:
         for index in todo:
             frames = (image for _, image in DatasetFrames(dataset, index))
-            save_video(paths[index], collect_video(segmenter.run_network(classifier, frames)))
+            is_image = dataset.info.is_images
+            predictions = segmenter.run_network(classifier, frames, is_image=is_image)
+            save_video(paths[index], collect_video(predictions, is_image=is_image))
             bar.update(lengths[index])
     return paths
 
@@ -49,7 +51,7 @@ def replay_dataset(
     settings: Sequence[Setting],
     runs: Sequence[RunFolder],
     *,
-    top_k: int = VIDEO_TOP_K,
+    top_k: int | None = None,
     show_progress: bool = False,
 ) -> None:
     """Associate and score cached videos under every setting; results go to the setting's run, videos there are left.
@@ -60,12 +62,14 @@ def replay_dataset(
         cache: The files of its first videos.
         settings: What to switch.
         runs: Where the results of each setting go.
-        top_k: Number of (track, class) pairs per video.
+        top_k: Number of (track, class) pairs per video; by default the method's 50, for an image its 100.
         show_progress: Show a progress bar with the time left.
 
     Raises:
         InputError: A file of the cache is damaged.
     """
+    is_image = dataset.info.is_images
+    top_k = top_k or (IMAGE_TOP_K if is_image else VIDEO_TOP_K)
     names = [category.name for category in dataset.categories]
     ids = [category.id for category in dataset.categories]
     templates = {setting.templates for setting in settings}
@@ -87,7 +91,7 @@ def replay_dataset(
             probs = np.stack(
                 [np.asarray(name_probs(jnp.asarray(visual), classifiers[group])) for visual in video.visual_embed]
             )
-            replay = VideoReplay(video, probs[:, :, : len(names)])
+            replay = VideoReplay(video, probs[:, :, : len(names)], is_image=is_image)
             for setting, run in todo:
                 if setting.templates == group:
                     records = replay.run(

@@ -44,10 +44,12 @@ class Ablate:
         arg(metavar="{ytvis,lvvis,burst_clipvis,shapes}", help_behavior_hint="(default: the data set's own, or ytvis)"),
     ] = None
     """Official evaluator to follow."""
-    size: Annotated[int, arg(metavar="PIXELS")] = 480
+    size: Annotated[
+        int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 480 for videos, 800 for images)")
+    ] = None
     """Shorter side that frames are resized to for the network."""
-    top_k: Annotated[int, arg(metavar="N")] = 50
-    """Number of (track, class) pairs per video."""
+    top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50 per video, 100 per image)")] = None
+    """Number of (track, class) pairs per video or image."""
 
     def run(self) -> None:
         """Run ``clipvis ablate``.
@@ -86,8 +88,9 @@ class Ablate:
             enable_compilation_cache()
             segmenter = load(self.model, config=InferenceConfig(size=self.size, temp_dir=self.out))
         prepare_output_dir(self.out)
+        size = segmenter.config.shorter_side(is_image=dataset.info.is_images)
         weights = hash_variables({"clip_vars": segmenter.clip_vars, "params": segmenter.params})
-        run_facts = {"weights": weights, "dataset": dataset.digest, "size": self.size, "versions": versions()}
+        run_facts = {"weights": weights, "dataset": dataset.digest, "size": size, "versions": versions()}
         RunFolder(self.out / "cache", run_facts)
         cache = cache_dataset(segmenter, dataset, self.out / "cache", count, show_progress=True)
 

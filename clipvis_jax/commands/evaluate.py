@@ -72,12 +72,13 @@ class Evaluate:
         None
     )
     """Largest submission that the server takes."""
-    size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 480, or the configuration's)")] = (
-        None
-    )
+    size: Annotated[
+        int | None,
+        arg(metavar="PIXELS", help_behavior_hint="(default: the configuration's, or 480 for videos, 800 for images)"),
+    ] = None
     """Shorter side that frames are resized to for the network."""
-    top_k: Annotated[int, arg(metavar="N")] = 50
-    """Number of (track, class) pairs per video."""
+    top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50 per video, 100 per image)")] = None
+    """Number of (track, class) pairs per video or image."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; float32 equals the authors' results."""
     window: Annotated[
@@ -178,28 +179,32 @@ class Evaluate:
         from clipvis_jax.inference.dataset_run import DatasetFrames, RunFolder, predict_dataset
         from clipvis_jax.inference.loading import enable_compilation_cache, load
         from clipvis_jax.inference.results import VideoResult
+        from clipvis_jax.inference.segmenter import IMAGE_TOP_K, VIDEO_TOP_K
         from clipvis_jax.media.video_reader import FrameSelection
         from clipvis_jax.weights.model_folder import hash_variables
         from clipvis_jax.weights.published_sizes import backbone_name
 
         assert self.model is not None
         enable_compilation_cache()
+        is_images = dataset.info.is_images
+        top_k = self.top_k or (IMAGE_TOP_K if is_images else VIDEO_TOP_K)
         config = dataclasses.replace(
             inference,
-            size=inference.size if self.size is None else self.size,
+            size=inference.shorter_side(is_image=is_images) if self.size is None else self.size,
             window=inference.window if self.window is None else self.window,
             temp_dir=self.out,
         )
         segmenter = load(self.model, dtype=self.dtype, config=config)
         weights = hash_variables({"clip_vars": segmenter.clip_vars, "params": segmenter.params})
-        settings = dataclasses.asdict(config) | {"window": config.window_size, "dtype": self.dtype, "top_k": self.top_k}
+        settings = dataclasses.asdict(config) | {"window": config.window_size, "dtype": self.dtype, "top_k": top_k}
         del settings["temp_dir"]
         fingerprint = {"weights": weights, "dataset": dataset.digest, "settings": settings, "versions": versions()}
         run = RunFolder(self.out, fingerprint)
         quiet = not self._is_first_process()
 
         # The first videos, by their position in the data set.
-        overlays = [self.out / "overlays" / f"{dataset[i].id}.mp4" for i in range(min(self.overlays, count))]
+        suffix = ".png" if is_images else ".mp4"
+        overlays = [self.out / "overlays" / f"{dataset[i].id}{suffix}" for i in range(min(self.overlays, count))]
 
         def draw(index: int, result: VideoResult, frames: DatasetFrames) -> None:
             if index < len(overlays):
@@ -211,7 +216,7 @@ class Evaluate:
             dataset,
             run,
             count,
-            top_k=self.top_k,
+            top_k=top_k,
             on_result=draw,
             is_complete=lambda index: index >= len(overlays) or overlays[index].is_file(),
             show_progress=not quiet,

@@ -47,7 +47,9 @@ class Predict:
     """Use every N-th frame."""
     on_error: Literal["stop", "skip"] = "stop"
     """Where a video cannot be decoded: stop with an error, or skip those frames and say which are missing."""
-    size: Annotated[int, arg(metavar="PIXELS")] = 480
+    size: Annotated[
+        int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 480 for a video, 800 for an image)")
+    ] = None
     """Shorter side that frames are resized to for the network."""
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 100 for an image)")] = None
     """Number of (track, class) pairs."""

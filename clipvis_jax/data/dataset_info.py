@@ -39,6 +39,11 @@ class DatasetInfo:
     authors_novel_names: tuple[str, ...] = ()
     purpose: Literal["training", "evaluation"] | None = None
 
+    @property
+    def is_images(self) -> bool:
+        """Whether every record is a picture by itself."""
+        return self.media == "images"
+
 
 def info_from_json(record: Mapping[str, Any]) -> DatasetInfo:
     """Read what ``dataclasses.asdict`` and JSON made of an info.

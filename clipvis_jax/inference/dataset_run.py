@@ -14,7 +14,7 @@ from clipvis_jax.data.frames import decode_frame
 from clipvis_jax.data.records import Dataset, VideoRecord
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.results import VideoResult
-from clipvis_jax.inference.segmenter import VIDEO_TOP_K, Segmenter
+from clipvis_jax.inference.segmenter import Segmenter
 from clipvis_jax.io.files import atomic_path, prepare_output_dir, write_text
 from clipvis_jax.media.video_reader import FrameSource
 
@@ -22,12 +22,11 @@ from clipvis_jax.media.video_reader import FrameSource
 class DatasetFrames(FrameSource):
     """The frames of one video of a data set, as a ``FrameSource``."""
 
-    kind: Literal["video", "folder", "image"] = "folder"
-
     def __init__(self, dataset: Dataset, index: int) -> None:
         self._dataset, self._index = dataset, index
         self.record: VideoRecord = dataset[index]
-        self.name = f"video {self.record.id}"
+        self.kind: Literal["video", "folder", "image"] = "image" if dataset.info.is_images else "folder"
+        self.name = f"{'image' if dataset.info.is_images else 'video'} {self.record.id}"
         self.height, self.width = self.record.height, self.record.width
         self.expected_frames: int | None = self.record.length
 
@@ -103,8 +102,8 @@ class RunFolder:
 
 def order_by_size(segmenter: Segmenter, dataset: Dataset, count: int) -> list[int]:
     """Sort the first videos of a data set by the size of the network's input, so that each size compiles once."""
-    sizes = dataset.video_sizes()
-    return sorted(range(count), key=lambda i: (segmenter.config.sizes(*sizes[i][:2]).padded_size, i))
+    sizes, is_image = dataset.video_sizes(), dataset.info.is_images
+    return sorted(range(count), key=lambda i: (segmenter.config.sizes(*sizes[i][:2], is_image=is_image).padded_size, i))
 
 
 def predict_dataset(
@@ -113,7 +112,7 @@ def predict_dataset(
     run: RunFolder,
     count: int,
     *,
-    top_k: int = VIDEO_TOP_K,
+    top_k: int | None = None,
     on_result: Callable[[int, VideoResult, DatasetFrames], None] | None = None,
     is_complete: Callable[[int], bool] | None = None,
     show_progress: bool = False,
@@ -122,10 +121,10 @@ def predict_dataset(
 
     Args:
         segmenter: The model.
-        dataset: The videos; all of its classes are the vocabulary.
+        dataset: The videos, or images, which go through the image model; all of its classes are the vocabulary.
         run: Where the results go.
         count: Number of videos, in the data set's order.
-        top_k: Number of (track, class) pairs per video.
+        top_k: Number of (track, class) pairs per video; by default the method's 50, for an image its 100.
         on_result: Called with (position in the data set, result, frames) before a video counts as finished.
         is_complete: Called with the position of a video whose results are there: whether nothing else is missing. If
             not, the video is computed again. Default: nothing is.
@@ -152,9 +151,7 @@ def predict_dataset(
         for index in todo:
             frames = DatasetFrames(dataset, index)
             bar.set_postfix_str(frames.name)
-            result = segmenter.predict_video(
-                (image for _, image in frames), names, top_k=top_k, num_frames=frames.expected_frames
-            )
+            result = segmenter.predict(frames, names, top_k=top_k)
             if on_result is not None:
                 on_result(index, result, frames)
             run.write(index, result.to_ytvis(frames.record.id, ids))

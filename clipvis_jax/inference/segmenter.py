@@ -41,6 +41,10 @@ VIDEO_TOP_K = 50
 """Results per video of the method."""
 IMAGE_TOP_K = 100
 """Results per image of the method."""
+VIDEO_SIZE = 480
+"""Shorter side of a video for the network, in pixels: the method's."""
+IMAGE_SIZE = 800
+"""Shorter side of an image for the network, in pixels: the method's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class InferenceConfig:
     """How videos are run.
 
     Attributes:
-        size: Shorter side of the network's input, in pixels, before padding.
+        size: Shorter side of the network's input, in pixels, before padding; None: 480 for videos, 800 for images.
         max_size: Limit of the longer side.
         window: Frames per call of the network; None: 1 on a CPU, where more gains nothing, 8 elsewhere.
         association: How queries are matched over time.
@@ -56,7 +60,7 @@ class InferenceConfig:
         temp_dir: Folder for what is kept of past frames; None: the system's.
     """
 
-    size: int = 480
+    size: int | None = None
     max_size: int = 1333
     window: int | None = None
     association: AssociationConfig = AssociationConfig()
@@ -64,7 +68,7 @@ class InferenceConfig:
     temp_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if not ops.STRIDE <= self.size <= self.max_size:
+        if self.size is not None and not ops.STRIDE <= self.size <= self.max_size:
             raise InputError(f"size {self.size}: must be between {ops.STRIDE} and {self.max_size} pixels")
         if self.window is not None and self.window < 1:
             raise InputError(f"window {self.window}: must be 1 frame or more")
@@ -74,10 +78,14 @@ class InferenceConfig:
         """Frames per call of the network on this device."""
         return self.window or (1 if jax.default_backend() == "cpu" else 8)
 
-    def sizes(self, height: int, width: int) -> MaskResizer:
+    def shorter_side(self, *, is_image: bool) -> int:
+        """Return the shorter side of the network's input, in pixels, before padding."""
+        return self.size or (IMAGE_SIZE if is_image else VIDEO_SIZE)
+
+    def sizes(self, height: int, width: int, *, is_image: bool = False) -> MaskResizer:
         """Return the sizes that a frame goes through, rounded as detectron2's ``ResizeShortestEdge`` does."""
         # Its order of operations, because products are rounded differently in another.
-        scale = self.size / min(height, width)
+        scale = self.shorter_side(is_image=is_image) / min(height, width)
         new_height, new_width = height * scale, width * scale
         if max(new_height, new_width) > self.max_size:
             limit = self.max_size / max(new_height, new_width)
@@ -181,9 +189,9 @@ class Segmenter:
             return state.final_result(top_k=top_k, min_score=min_score, show_progress=show_progress)
 
     def run_network(
-        self, classifier: TextClassifier, frames: Iterable[UInt8[np.ndarray, "_ _ 3"]]
+        self, classifier: TextClassifier, frames: Iterable[UInt8[np.ndarray, "_ _ 3"]], *, is_image: bool = False
     ) -> Iterator[tuple[FrameQueries, MaskResizer]]:
-        """Run the network alone over a video's RGB frames; ``VideoState.advance`` takes what it gives.
+        """Run the network alone over a video's RGB frames, or an image; ``VideoState.advance`` takes what it gives.
 
         ``frames`` is read in another thread, up to two windows ahead.
 
@@ -191,7 +199,7 @@ class Segmenter:
             For every frame, its predictions on the host and the sizes that its masks go through.
         """
         size = self.config.window_size
-        with closing(prefetch(self._prepare_all(frames), 2 * size)) as ahead:
+        with closing(prefetch(self._prepare_all(frames, is_image), 2 * size)) as ahead:
             windows = iter(lambda: list(islice(ahead, size)), [])
             started = (self._start_window(classifier, window, size) for window in windows)
             # In pairs, so that the device works on a window while the one before is handed out.
@@ -209,7 +217,7 @@ class Segmenter:
         min_score: float = 0.0,
     ) -> VideoResult:
         """Segment one RGB image by the image model's scores; see ``predict``."""
-        state, tracked = self._advance(self.start(classes, keep_frames=False), image)
+        state, tracked = self._advance(self.start(classes, keep_frames=False), image, is_image=True)
         return state.image_result(tracked, top_k=top_k, min_score=min_score)
 
     # --- frame by frame -----------------------------------------------------------------------------------------------
@@ -302,19 +310,23 @@ class Segmenter:
 
     # --- the network --------------------------------------------------------------------------------------------------
 
-    def _advance(self, state: VideoState, frame: Shaped[np.ndarray, "..."]) -> tuple[VideoState, FrameQueries]:
+    def _advance(
+        self, state: VideoState, frame: Shaped[np.ndarray, "..."], *, is_image: bool = False
+    ) -> tuple[VideoState, FrameQueries]:
         """Run the network on the next frame of a video; returns its predictions in track order."""
-        window = [self._prepare(frame, state.num_frames, state.sizes)]
+        window = [self._prepare(frame, state.num_frames, state.sizes, is_image)]
         predictions = jax.device_get(self._start_window(state.classifier, window, 1)[0])
         return state.advance(_frame_of(predictions, 0), window[0][1])
 
-    def _prepare_all(self, frames: Iterable[Shaped[np.ndarray, "..."]]) -> Iterator[_Prepared]:
+    def _prepare_all(self, frames: Iterable[Shaped[np.ndarray, "..."]], is_image: bool) -> Iterator[_Prepared]:
         sizes = None
         for number, frame in enumerate(frames):
-            image, sizes = self._prepare(frame, number, sizes)
+            image, sizes = self._prepare(frame, number, sizes, is_image)
             yield image, sizes
 
-    def _prepare(self, frame: Shaped[np.ndarray, "..."], number: int, sizes: MaskResizer | None) -> _Prepared:
+    def _prepare(
+        self, frame: Shaped[np.ndarray, "..."], number: int, sizes: MaskResizer | None, is_image: bool = False
+    ) -> _Prepared:
         """Resize a frame to the network's input and pad it; ``sizes`` are those of the frames before, if any.
 
         Raises:
@@ -325,7 +337,7 @@ class Segmenter:
                 f"a frame is an array of {frame.dtype} of shape {frame.shape}; must be uint8 RGB, (height, width, 3)"
             )
         if sizes is None:
-            sizes = self.config.sizes(*frame.shape[:2])
+            sizes = self.config.sizes(*frame.shape[:2], is_image=is_image)
         elif frame.shape[:2] != sizes.original_size:
             (height, width), (old_height, old_width) = frame.shape[:2], sizes.original_size
             raise InputError(

@@ -1,0 +1,74 @@
+"""Sets of images go through the image model, in evaluation as in prediction and ablation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_model_folder
+
+from clipvis_jax import bundled
+from clipvis_jax.ablation.replay import cache_dataset, replay_dataset
+from clipvis_jax.ablation.settings import Setting
+from clipvis_jax.cli import main
+from clipvis_jax.data.catalog import open_dataset
+from clipvis_jax.inference.dataset_run import DatasetFrames, RunFolder
+from clipvis_jax.inference.loading import load
+from clipvis_jax.inference.scores import ScoreConfig
+from clipvis_jax.inference.segmenter import InferenceConfig
+
+CASE = Path(__file__).parents[1] / "cases" / "image_sets"
+NAMES = ["plain red star", "plain blue heart", "striped green arrow"]
+
+
+def run(*arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model_folder(tmp_path_factory.mktemp("model") / "tiny", "rn")
+
+
+def test_a_picture_gets_the_same_results_by_predict_and_by_eval(tmp_path):
+    picture, out = CASE / "img" / "a.png", tmp_path / "out"
+    options = ["--model", bundled.MODEL, "--size", 64, "--top-k", 20]
+    run("predict", picture, "--classes", *NAMES, *options, "--min-score", 0, "--out", tmp_path / "predicted")
+    tracks = json.loads((tmp_path / "predicted" / "tracks.json").read_text())["results"]
+    command = ["eval", "--dataset", CASE / "coco.json", "--images", CASE / "img", "--out", out, "--overlays", 1]
+    run(*command, *options)
+    results = json.loads((out / "results.json").read_text())
+    assert results == [{key: track[key] for key in results[0]} for track in tracks]
+    assert len(results) == 20
+    assert (out / "overlays" / "1.png").is_file()
+    settings = json.loads((out / "metrics.json").read_text())["config"]
+    assert (settings["size"], settings["top_k"]) == (64, 20)
+
+
+def test_defaults_follow_the_kind_of_input(model):
+    config = InferenceConfig()
+    assert config.sizes(480, 640).valid_size == (480, 640)
+    assert config.sizes(480, 640, is_image=True).valid_size == (800, 1067)
+    assert config.sizes(480, 960, is_image=True).valid_size == (667, 1333)
+    assert InferenceConfig(size=64).sizes(480, 640, is_image=True).valid_size == (64, 85)
+    segmenter = load(model, config=InferenceConfig(max_size=96))
+    image, _ = segmenter._prepare(np.zeros((96, 96, 3), np.uint8), 0, None, is_image=True)
+    assert image.shape == (96, 96, 3)
+    dataset = open_dataset(CASE / "coco.json", images=CASE / "img")
+    assert DatasetFrames(dataset, 0).kind == "image"
+
+
+def test_ablation_replays_the_image_model(model, tmp_path):
+    dataset = open_dataset(CASE / "coco.json", images=CASE / "img")
+    settings = [Setting("a", "method"), Setting("a", "no IoU", scores=ScoreConfig(use_iou=False))]
+    runs = [RunFolder(tmp_path / str(i), {}) for i in range(len(settings))]
+    segmenter = load(model, config=InferenceConfig(size=64))
+    cache = cache_dataset(segmenter, dataset, tmp_path / "cache", 1)
+    replay_dataset(segmenter, dataset, cache, settings, runs)
+    for setting, run_folder in zip(settings, runs, strict=True):
+        segmenter.config = InferenceConfig(size=64, scores=setting.scores)
+        expected = segmenter.predict(DatasetFrames(dataset, 0), NAMES).to_ytvis(1, [1, 2, 3])
+        found = run_folder.read(0)
+        key = lambda record: (record["category_id"], record["segmentations"][0]["counts"])  # noqa: E731
+        assert sorted(map(key, found)) == sorted(map(key, expected))
+        np.testing.assert_allclose([r["score"] for r in found], [r["score"] for r in expected], rtol=1e-5)
