@@ -40,8 +40,11 @@ class Ablate:
     t: Annotated[tuple[int, ...], arg(metavar="T [T ...]")] = (1, 5, 9, 13)
     """Memory lengths to try."""
     protocol: Annotated[
-        Literal["ytvis", "lvvis", "burst_clipvis", "shapes"] | None,
-        arg(metavar="{ytvis,lvvis,burst_clipvis,shapes}", help_behavior_hint="(default: the data set's own, or ytvis)"),
+        Literal["ytvis", "lvvis", "burst_clipvis", "shapes", "coco", "lvis"] | None,
+        arg(
+            metavar="{ytvis,lvvis,burst_clipvis,shapes,coco,lvis}",
+            help_behavior_hint="(default: the data set's own, or ytvis for videos, coco for images)",
+        ),
     ] = None
     """Official evaluator to follow."""
     size: Annotated[

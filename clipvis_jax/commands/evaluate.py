@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 class Evaluate:
     """Run a model over a data set and score it by its official metrics.
 
-    Writes into the output folder: results.json (YouTube-VIS results), metrics.json (scores, and what they rest on),
-    report.html (a page to look at), submission.zip (for data sets with an evaluation server), and videos/ (results of
-    single videos). A run that was stopped goes on where it was: give the same command again.
+    Writes into the output folder: results.json (YouTube-VIS results), coco_results.json (the same in COCO's format, for
+    images), metrics.json (scores, and what they rest on), report.html (a page to look at), submission.zip (for data sets
+    with an evaluation server), and videos/ (results of single videos). A run that was stopped goes on where it was: give
+    the same command again.
 
     For example:
       clipvis eval --model model --dataset lvvis_val --data-root data --out eval/lvvis_val
@@ -51,14 +52,18 @@ class Evaluate:
     images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Image folder, for a data set given as an annotation file."""
     metrics_only: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Score this results file (YouTube-VIS results, or tracks.json of 'clipvis predict'); runs no model."""
+    """Score this results file (YouTube-VIS results, COCO results of images, or tracks.json of 'clipvis predict'); runs
+    no model."""
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     """Use the first N videos only."""
     overlays: Annotated[int, arg(metavar="N")] = 0
     """Write overlay videos of the first N videos."""
     protocol: Annotated[
-        Literal["ytvis", "lvvis", "burst_clipvis", "shapes"] | None,
-        arg(metavar="{ytvis,lvvis,burst_clipvis,shapes}", help_behavior_hint="(default: the data set's own, or ytvis)"),
+        Literal["ytvis", "lvvis", "burst_clipvis", "shapes", "coco", "lvis"] | None,
+        arg(
+            metavar="{ytvis,lvvis,burst_clipvis,shapes,coco,lvis}",
+            help_behavior_hint="(default: the data set's own, or ytvis for videos, coco for images)",
+        ),
     ] = None
     """Official evaluator to follow."""
     burst_official: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -240,7 +245,7 @@ class Evaluate:
     def _score(self, dataset: "Dataset", count: int, results_file: Path, provenance: dict[str, Any]) -> None:
         """Check and score a results file, and write all that is not a result of a single video."""
         from clipvis_jax.evaluation import ground_truth_from, load_results
-        from clipvis_jax.evaluation.submission import write_submission
+        from clipvis_jax.evaluation.submission import write_coco_results, write_submission
         from clipvis_jax.weights.state_dicts import file_sha256
 
         server = dataset.info.server
@@ -249,10 +254,19 @@ class Evaluate:
         others = set() if self.metrics_only is None else {dataset[i].id for i in range(count, len(dataset))}
         results = load_results(results_file, ground_truth, compatible=self.compatible, other_videos=others)
         written = [results_file] if self.metrics_only is None else []
+        if self.metrics_only is None and dataset.info.is_images:
+            written.append(self.out / "coco_results.json")
+            write_coco_results(written[-1], results, ground_truth.videos)
         if server is not None or not dataset.has_annotations:
             limit = server.zip_limit / 1e6 if server is not None and server.zip_limit is not None else None
             archive = self.out / "submission.zip"
-            write_submission(archive, results, ground_truth.videos, max_megabytes=self.max_zip_mb or limit)
+            write_submission(
+                archive,
+                results,
+                ground_truth.videos,
+                is_images=dataset.info.is_images,
+                max_megabytes=self.max_zip_mb or limit,
+            )
             written.append(archive)
             name = f"{server.name}, {server.url}" if server is not None else "a server"
             if count == len(dataset):
@@ -271,6 +285,7 @@ class Evaluate:
     ) -> list[Path]:
         """Compute the metrics, write metrics.json, print them, and write the report."""
         from clipvis_jax.evaluation import scoring_rules
+        from clipvis_jax.evaluation.protocols import rule_note
         from clipvis_jax.evaluation.published import published_rows
         from clipvis_jax.evaluation.report import write_report
         from clipvis_jax.evaluation.summary import print_summary, summarize, summary_to_json
@@ -279,6 +294,9 @@ class Evaluate:
         protocols, groups = scoring_rules(dataset, self.protocol)
         summary = summarize(ground_truth, results, protocols, groups=groups, show_progress=True)
         content = {**summary_to_json(summary, ground_truth), **provenance}
+        if note := rule_note(dataset, protocols[0]):
+            print(note)
+            content["note"] = note
         burst = None
         if self.burst_official:
             burst = content["burst_official"] = self._burst_official(dataset, results, ground_truth.videos)

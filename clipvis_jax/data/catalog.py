@@ -110,12 +110,12 @@ def _burst(split: str, *files: str, is_converted: bool = False) -> CatalogEntry:
 
 
 def _lvis(name: str, split: str, drop_frequencies: tuple[str, ...] = ()) -> CatalogEntry:
-    info = DatasetInfo(media="images")
+    info = DatasetInfo(media="images", protocol="lvis")
     return CatalogEntry(name, COCO, (f"lvis/lvis_v1_{split}.json",), ("coco",), info, drop_frequencies)
 
 
 def _coco(split: str) -> CatalogEntry:
-    info = DatasetInfo(media="images")
+    info = DatasetInfo(media="images", protocol="coco")
     annotations = f"coco/annotations/instances_{split}2017.json"
     return CatalogEntry(f"coco_{split}", COCO, (annotations,), (f"coco/{split}2017",), info)
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result
 from clipvis_jax.evaluation.outcomes import distinct_tracks
-from clipvis_jax.evaluation.protocols import Protocol
+from clipvis_jax.evaluation.protocols import COCO, Protocol
 from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate, track_overlaps
 
 
@@ -35,7 +35,8 @@ def evaluate_class_agnostic(
             more of them there are for each of its annotations.
         show_progress: Show a progress bar.
     """
-    protocol = dataclasses.replace(protocol, groups={})
+    # LVIS's rules are about which classes an image was annotated with; COCO's are the same without.
+    protocol = dataclasses.replace(COCO if protocol.image_rules == "lvis" else protocol, groups={})
     found = [dataclasses.replace(result, category_id=1) for result in distinct_tracks(_best_first(results))]
 
     def score(protocol: Protocol, counted: Collection[int] | None = None) -> VideoMetrics:

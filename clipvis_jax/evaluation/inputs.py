@@ -16,12 +16,14 @@ from clipvis_jax.masks.rle import measure, to_counts
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Video:
-    """Size in pixels and number of frames of a video."""
+    """Size in pixels and number of frames of a video, and the classes that `VideoRecord` says more of."""
 
     id: int
     height: int
     width: int
     length: int
+    neg_category_ids: tuple[int, ...] = ()
+    not_exhaustive_category_ids: tuple[int, ...] = ()
 
     @property
     def size(self) -> list[int]:
@@ -93,7 +95,8 @@ def ground_truth_from(dataset: Dataset, count: int | None = None, *, may_be_empt
     videos, annotations, pending = {}, [], []
     for index in range(len(dataset) if count is None else count):
         record = dataset[index]
-        video = Video(record.id, record.height, record.width, record.length)
+        classes = record.neg_category_ids, record.not_exhaustive_category_ids
+        video = Video(record.id, record.height, record.width, record.length, *classes)
         videos[record.id] = video
         for instance in record.instances:
             where = f"{dataset.name}: annotation {instance.id}"
@@ -147,10 +150,10 @@ def parse_results(
     compatible: bool = False,
     other_videos: Collection[int] = (),
 ) -> list[Result]:
-    """Check results in YouTube-VIS format.
+    """Check results in YouTube-VIS format, or of images in COCO format.
 
     A record needs ``video_id``, ``category_id``, ``score`` and ``segmentations``, one per frame of the video, each
-    null or a mask.
+    null or a mask; of an image ``image_id`` and ``segmentation`` will do.
 
     Args:
         records: The content of the JSON file; it may be empty.
@@ -170,16 +173,19 @@ def parse_results(
     results, pending = [], []
     for index, record in enumerate(records):
         where = f"{source}: results[{index}]"
-        video_id, category_id = (integer_field(record, name, where) for name in ("video_id", "category_id"))
+        is_coco = isinstance(record, Mapping) and "image_id" in record
+        video_field = "image_id" if is_coco else "video_id"
+        video_id, category_id = (integer_field(record, name, where) for name in (video_field, "category_id"))
         if video_id in other_videos or (compatible and category_id not in ground_truth.categories):
             continue
         if video_id not in ground_truth.videos:
-            raise InputError(f"{where}.video_id is {video_id}; {ground_truth.source} has no such video")
+            raise InputError(f"{where}.{video_field} is {video_id}; {ground_truth.source} has no such video")
         if category_id not in ground_truth.categories:
             raise InputError(f"{where}.category_id is {category_id}; {ground_truth.source} has no such category")
         video = ground_truth.videos[video_id]
         results.append((video_id, category_id, number_field(record, "score", where)))
-        pending.append(_Pending(where, video, list_field(record, "segmentations", where)))
+        masks = [field(record, "segmentation", where)] if is_coco else list_field(record, "segmentations", where)
+        pending.append(_Pending(where, video, masks))
     tracks = _read_tracks(pending, compatible)
     return [Result(*fields, track) for fields, track in zip(results, tracks, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The official ways to score video instance segmentation, and where they differ."""
+"""The official ways to score instance segmentation of videos and images, and where they differ."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,13 +16,15 @@ class Protocol:
     ``ignores_crowd``: crowd annotations are left out of the count, results on them cost nothing. ``shared``: which
     annotations many results may match; each of these results is then a true positive. ``areas``: how a track's mean
     area comes from the areas in the file: as they are, each cut to a whole number, or not at all (every track is
-    then small). ``groups``: names of sets of classes; a class belongs if its field has one of the values.
+    then small). ``image_rules``: whose code scores images, None for videos, and then nothing before this applies.
+    ``groups``: names of sets of classes; a class belongs if its field has one of the values.
     """
 
     name: str
     ignores_crowd: bool
     shared: Literal["crowd", "all"]
     areas: Literal["as_given", "whole", "none"]
+    image_rules: Literal["coco", "lvis"] | None = None
     groups: Mapping[str, tuple[str, tuple[Any, ...]]] = dataclasses.field(default_factory=dict)
 
 
@@ -64,7 +66,21 @@ SHAPES = dataclasses.replace(
 )
 """The Shapes world: YouTube-VIS, with its three parts of the classes."""
 
-PROTOCOLS = {protocol.name: protocol for protocol in (YTVIS, LVVIS, BURST_CLIPVIS, SHAPES)}
+COCO = dataclasses.replace(YTVIS, name="coco", image_rules="coco")
+"""COCO (``COCOeval``): smaller area ranges than for videos, and IoU with a crowd is over the result's area."""
+
+LVIS = dataclasses.replace(
+    YTVIS,
+    name="lvis",
+    image_rules="lvis",
+    groups={name: ("frequency", (name[0],)) for name in ("rare", "common", "frequent")},
+)
+"""LVIS (``LVISEval``): of an image, only classes known to be there or not to be there count; 300 results per image.
+
+AP of the groups is what LVIS calls APr, APc and APf.
+"""
+
+PROTOCOLS = {protocol.name: protocol for protocol in (YTVIS, LVVIS, BURST_CLIPVIS, SHAPES, COCO, LVIS)}
 """All protocols by name."""
 
 
@@ -96,7 +112,8 @@ def scoring_rules(dataset: Dataset, name: str | None = None) -> tuple[list[Proto
 
     Args:
         dataset: The data set.
-        name: Name of a protocol to use instead of the data set's own. A data set without one is scored as YouTube-VIS.
+        name: Name of a protocol to use instead of the data set's own. A data set without one is scored as YouTube-VIS,
+            images as COCO.
 
     Returns:
         The protocols, the main one first, and further groups of category ids to report, by name.
@@ -105,7 +122,7 @@ def scoring_rules(dataset: Dataset, name: str | None = None) -> tuple[list[Proto
         InputError: A category lacks the field by which a protocol groups.
     """
     info = dataset.info
-    main = PROTOCOLS[name or info.protocol or YTVIS.name]
+    main = PROTOCOLS[name or info.protocol or (COCO if info.is_images else YTVIS).name]
     # The authors' way of scoring BURST takes surplus results for right, so the ordinary one stands beside it.
     protocols = [main, YTVIS] if main is BURST_CLIPVIS else [main]
     categories = {category.id: category_fields(category) for category in dataset.categories}
@@ -115,3 +132,11 @@ def scoring_rules(dataset: Dataset, name: str | None = None) -> tuple[list[Proto
         return protocols, {}
     novel = {category.id for category in dataset.categories if category.name in info.novel_names}
     return protocols, {"base": {category.id for category in dataset.categories} - novel, "novel": novel}
+
+
+def rule_note(dataset: Dataset, protocol: Protocol) -> str | None:
+    """Say whose rules were used where that is not the data set's own official protocol; None if it is."""
+    if dataset.info.protocol == protocol.name:
+        return None
+    own = "has no official protocol" if dataset.info.protocol is None else f"has its own, '{dataset.info.protocol}'"
+    return f"scored by the rules of '{protocol.name}'; {dataset.name} {own}"

@@ -16,7 +16,6 @@ from clipvis_jax.evaluation.inputs import GroundTruth, Result
 from clipvis_jax.evaluation.protocols import Protocol, group_members
 from clipvis_jax.evaluation.video_ap import (
     MAX_RESULTS,
-    STATS,
     THRESHOLDS,
     VideoMetrics,
     evaluate,
@@ -109,7 +108,7 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
         table.add_column("%")
         for name in columns:
             table.add_column(name, justify="right")
-        for name in STATS:
+        for name in metrics.stats:
             table.add_row(name, *(percent(values[name]) for values in columns.values()))
         console.print(table)
     console.print(

@@ -35,7 +35,9 @@ AREA_RANGES = np.array([[0, 1e10], [0, 128**2], [128**2, 256**2], [256**2, 1e10]
 """All, small, medium, large: bounds of a track's mean area in pixels."""
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""Names of the scores: precision (AP) or recall (AR); at an overlap, an area range, or a number of results."""
+"""Names of the scores: precision (AP) or recall (AR); at an IoU, an area range, or a number of results.
+
+Those by the rules of LVIS have one more, AR300."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +96,31 @@ def evaluate(
             stacklevel=2,
         )
 
+    if protocol.image_rules is None:
+        scores, precision = _score_videos(ground_truth, results, protocol, show_progress)
+    else:
+        from clipvis_jax.evaluation.image_ap import score_images  # noqa: PLC0415 - a library that videos do not need
+
+        scores, precision = score_images(ground_truth, results, protocol)
+    return VideoMetrics(
+        protocol.name,
+        {name: _mean(values) for name, values in scores.items()},
+        {number: {name: float(x[row]) for name, x in scores.items()} for row, number in enumerate(category_ids)},
+        {
+            group: {name: _mean(values[np.isin(category_ids, list(ids))]) for name, values in scores.items()}
+            for group, ids in members.items()
+        },
+        precision,
+    )
+
+
+def _score_videos(
+    ground_truth: GroundTruth, results: Sequence[Result], protocol: Protocol, show_progress: bool
+) -> tuple[dict[str, Float[np.ndarray, " c"]], Float[np.ndarray, "c thresholds recalls"]]:
+    """Score every class, in the order of ids: scores by name, and the precision behind AP."""
     annotations_of = _by_category_and_video(ground_truth.annotations)
     results_of = _by_category_and_video(results)
+    category_ids = sorted(ground_truth.categories)
     table = np.full((len(category_ids), len(STATS)), ABSENT)
     precision = np.full((len(category_ids), len(THRESHOLDS), len(RECALL_POINTS)), ABSENT)
     for row, category_id in enumerate(tqdm(category_ids, "scoring", unit="class", disable=not show_progress)):
@@ -104,13 +129,7 @@ def evaluate(
                 annotations_of[category_id], results_of.get(category_id, {}), ground_truth.videos, protocol
             )
             table[row], precision[row] = _score_class(matches)
-    return VideoMetrics(
-        protocol.name,
-        _mean_over_classes(table),
-        {category_id: _named(row) for category_id, row in zip(category_ids, table, strict=True)},
-        {name: _mean_over_classes(table[np.isin(category_ids, list(ids))]) for name, ids in members.items()},
-        precision,
-    )
+    return dict(zip(STATS, table.T, strict=True)), precision
 
 
 def track_overlaps(
@@ -310,13 +329,7 @@ def _interpolate(
     return np.take_along_axis(precision, np.stack(reached), axis=1)
 
 
-def _mean_over_classes(table: Float[np.ndarray, "c stats"]) -> dict[str, float]:
+def _mean(scores: Float[np.ndarray, " c"]) -> float:
     """Average over the classes in which a score exists."""
-    exists = table > ABSENT
-    counts = np.count_nonzero(exists, axis=0)
-    sums = np.sum(np.where(exists, table, 0), axis=0)
-    return _named(np.where(counts > 0, sums / np.maximum(counts, 1), ABSENT))
-
-
-def _named(scores: Float[np.ndarray, " stats"]) -> dict[str, float]:
-    return dict(zip(STATS, scores.tolist(), strict=True))
+    exists = scores > ABSENT
+    return float(np.mean(scores[exists])) if exists.any() else ABSENT

@@ -1,6 +1,7 @@
 """Sets of images go through the image model, in evaluation as in prediction and ablation."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,11 @@ def test_a_picture_gets_the_same_results_by_predict_and_by_eval(tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert results == [{key: track[key] for key in results[0]} for track in tracks]
     assert len(results) == 20
+    coco = json.loads((out / "coco_results.json").read_text())
+    assert [(x["image_id"], x["score"], x["segmentation"]) for x in coco] == [
+        (x["video_id"], x["score"], *x["segmentations"]) for x in results
+    ]
+    assert all(len(x["bbox"]) == 4 for x in coco)
     assert (out / "overlays" / "1.png").is_file()
     settings = json.loads((out / "metrics.json").read_text())["config"]
     assert (settings["size"], settings["top_k"]) == (64, 20)
@@ -72,3 +78,26 @@ def test_ablation_replays_the_image_model(model, tmp_path):
         key = lambda record: (record["category_id"], record["segmentations"][0]["counts"])  # noqa: E731
         assert sorted(map(key, found)) == sorted(map(key, expected))
         np.testing.assert_allclose([r["score"] for r in found], [r["score"] for r in expected], rtol=1e-5)
+
+
+def test_official_rules_of_images_are_found_and_named(tmp_path, capsys):
+    case = CASE.parent / "coco_rules"
+    command = ["eval", "--dataset", case / "instances_val2017.json", "--metrics-only", case / "coco_results.json"]
+    run(*command, "--out", tmp_path / "coco")
+    note = "scored by the rules of 'coco'; instances_val2017 has no official protocol"
+    assert note in capsys.readouterr().out
+    assert note in (tmp_path / "coco" / "report.html").read_text(encoding="utf-8").replace("&#x27;", "'").replace(
+        "&#39;", "'"
+    )
+    metrics = json.loads((tmp_path / "coco" / "metrics.json").read_text())
+    assert metrics["note"] == note
+    assert round(100 * metrics["metrics"]["coco"]["stats"]["AP"], 1) == 70.6
+    root = tmp_path / "root"
+    (root / "coco" / "annotations").mkdir(parents=True)
+    shutil.copy(case / "instances_val2017.json", root / "coco" / "annotations")
+    command = ["eval", "--dataset", "coco_val", "--data-root", root, "--metrics-only", case / "yt_results.json"]
+    run(*command, "--no-report", "--out", tmp_path / "known")
+    assert "rules of" not in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "known" / "metrics.json").read_text())
+    assert round(100 * metrics["metrics"]["coco"]["stats"]["AP50"], 1) == 100.0
+    assert "note" not in metrics

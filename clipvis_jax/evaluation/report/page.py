@@ -145,4 +145,4 @@ def _facts(metrics: Mapping[str, Any], ground_truth: GroundTruth) -> list[str]:
         f"{len(ground_truth.annotations):,} instances",
         f"{len(ground_truth.categories):,} classes",
     ]
-    return [*facts, str(metrics["date"])] if "date" in metrics else facts
+    return facts + [str(metrics[name]) for name in ("note", "date") if name in metrics]
