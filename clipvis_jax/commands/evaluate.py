@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 class Evaluate:
     """Run a model over a data set and score it by its official metrics.
 
-    Writes into the output folder: results.json (YouTube-VIS results), coco_results.json (the same in COCO's format, for
-    images), metrics.json (scores, and what they rest on), report.html (a page to look at), submission.zip (for data sets
-    with an evaluation server), and videos/ (results of single videos). A run that was stopped goes on where it was: give
-    the same command again.
+    Writes into the output folder: results.json (YouTube-VIS results), coco_results.json (for images, the same in COCO's
+    format), metrics.json (scores, and what they rest on), report.html (a page to look at), submission.zip (for data
+    sets with an evaluation server), and videos/ (results of single videos). A run that was stopped goes on where it
+    was: give the same command again.
 
     For example:
       clipvis eval --model model --dataset lvvis_val --data-root data --out eval/lvvis_val

@@ -1,4 +1,4 @@
-"""Results for others: COCO's format, and the archive that evaluation servers take, results.json at the root of a zip."""
+"""Results for others: COCO's format, and the archive that evaluation servers take."""
 
 import json
 import zipfile
