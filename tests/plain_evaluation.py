@@ -12,6 +12,8 @@ from clipvis_jax.evaluation import ABSENT, PROTOCOLS, evaluate, ground_truth_fro
 from clipvis_jax.evaluation.video_ap import AREA_RANGES
 from clipvis_jax.masks.resize import encode_rle
 
+VIDEO_PROTOCOLS = [name for name, protocol in PROTOCOLS.items() if protocol.image_rules is None]
+
 HEIGHT, WIDTH, LENGTH = 24, 32, 3
 
 

@@ -119,10 +119,12 @@ def scoring_rules(dataset: Dataset, name: str | None = None) -> tuple[list[Proto
         The protocols, the main one first, and further groups of category ids to report, by name.
 
     Raises:
-        InputError: A category lacks the field by which a protocol groups.
+        InputError: A category lacks the field by which a protocol groups, or the protocol is for images.
     """
     info = dataset.info
     main = PROTOCOLS[name or info.protocol or (COCO if info.is_images else YTVIS).name]
+    if main.image_rules is not None and not info.is_images:
+        raise InputError(f"protocol '{main.name}': scores images, and {dataset.name} has videos; choose another one")
     # The authors' way of scoring BURST takes surplus results for right, so the ordinary one stands beside it.
     protocols = [main, YTVIS] if main is BURST_CLIPVIS else [main]
     categories = {category.id: category_fields(category) for category in dataset.categories}

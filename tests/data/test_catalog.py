@@ -108,6 +108,8 @@ def test_a_file_name_decides_nothing(tmp_path, name):
         check_held_out(dataset)
         protocols, groups = scoring_rules(dataset)
         assert ([protocol.name for protocol in protocols], groups) == (["ytvis"], {})
+        with pytest.raises(InputError, match="protocol 'coco': scores images"):
+            scoring_rules(dataset, "coco")
         assert published_rows(dataset.info.published_as) == []
 
 

@@ -4,7 +4,18 @@ import dataclasses
 
 import numpy as np
 import pytest
-from plain_evaluation import HEIGHT, LENGTH, WIDTH, pixels, random_case, read_truth, score, small_case, track
+from plain_evaluation import (
+    HEIGHT,
+    LENGTH,
+    VIDEO_PROTOCOLS,
+    WIDTH,
+    pixels,
+    random_case,
+    read_truth,
+    score,
+    small_case,
+    track,
+)
 
 from clipvis_jax.evaluation import PROTOCOLS, evaluate, evaluate_classification, parse_results
 from clipvis_jax.evaluation.diagnostics import video_scores
@@ -123,7 +134,7 @@ def test_annotation_ids_may_repeat_from_video_to_video():
     assert [outcome.is_second for outcome in outcomes] == [False, False, True]
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", VIDEO_PROTOCOLS)
 @pytest.mark.filterwarnings("ignore:.*annotation 0")
 def test_video_scores_equal_the_evaluation_of_each_video_alone(protocol):
     truth, results = random_case(5)

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from plain_evaluation import HEIGHT, LENGTH, WIDTH, random_case, read_truth, small_case
+from plain_evaluation import HEIGHT, LENGTH, VIDEO_PROTOCOLS, WIDTH, random_case, read_truth, small_case
 
 from clipvis_jax.data.dataset_info import DatasetInfo
 from clipvis_jax.data.records import VideoRecord
@@ -297,7 +297,7 @@ def test_data_set_is_not_needed(tmp_path):
     assert "Video 7" in page.text_of("h4")
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", VIDEO_PROTOCOLS)
 @pytest.mark.parametrize("results", [[], None], ids=["no results", "random results"])
 @pytest.mark.filterwarnings("ignore:.*annotation 0")
 def test_any_results_make_a_page(tmp_path, protocol, results):

@@ -5,7 +5,17 @@ import json
 import numpy as np
 import pytest
 from conftest import GOLDENS
-from plain_evaluation import LENGTH, plain_score, random_case, read_truth, rectangle, score, small_case, track
+from plain_evaluation import (
+    LENGTH,
+    VIDEO_PROTOCOLS,
+    plain_score,
+    random_case,
+    read_truth,
+    rectangle,
+    score,
+    small_case,
+    track,
+)
 
 from clipvis_jax import InputError
 from clipvis_jax.evaluation import (
@@ -60,7 +70,7 @@ def test_only_the_case_with_other_lengths_needs_compatible_mode(case):
 # ----------------------------------------------------------------------------------------------- plain evaluator
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", VIDEO_PROTOCOLS)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.filterwarnings("ignore:.*annotation 0")
 def test_equals_a_plain_evaluator(seed, protocol):
