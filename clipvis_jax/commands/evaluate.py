@@ -294,15 +294,18 @@ class Evaluate:
         protocols, groups = scoring_rules(dataset, self.protocol)
         summary = summarize(ground_truth, results, protocols, groups=groups, show_progress=True)
         content = {**summary_to_json(summary, ground_truth), **provenance}
-        if note := rule_note(dataset, protocols[0]):
-            print(note)
+        note = rule_note(dataset, protocols[0])
+        if note is not None:
             content["note"] = note
         burst = None
         if self.burst_official:
             burst = content["burst_official"] = self._burst_official(dataset, results, ground_truth.videos)
         metrics_file = self.out / "metrics.json"
         write_text(metrics_file, json.dumps(content, indent=2) + "\n")
-        print_summary(summary, title=f"{dataset.name}, {len(ground_truth.videos)} of {len(dataset)} videos")
+        media = dataset.info.media
+        print_summary(summary, title=f"{dataset.name}, {len(ground_truth.videos)} of {len(dataset)} {media}")
+        if note is not None:
+            print(note)
         written = [metrics_file]
         if self.report:
             written.append(self.out / "report.html")
