@@ -169,3 +169,12 @@ def test_bad_results_of_images(tmp_path):
     del results[0]["segmentation"]
     with pytest.raises(InputError, match=r"results\[0\].* 'segmentation'"):
         scores_of(tmp_path, truth, results[:1], "coco")
+
+
+def test_class_agnostic_scores_know_no_federated_classes(tmp_path):
+    """Results on an image without annotations are wrong, whatever classes it was looked through for."""
+    scores_of(tmp_path, *made_up(4, federated=True), "lvis")
+    truth = ground_truth_from(open_dataset(tmp_path / "gt.json", check_images=False))
+    found = load_results(tmp_path / "results.json", truth)
+    by_lvis, by_coco = (evaluate_class_agnostic(truth, found, PROTOCOLS[name]).stats for name in ("lvis", "coco"))
+    assert by_lvis == by_coco
