@@ -2,9 +2,8 @@
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 from pycocotools import mask as coco_mask
 
@@ -45,7 +44,7 @@ def write_submission(
             zipfile.ZipFile(temporary, "w", compresslevel=9) as archive,
             archive.open(entry, "w", force_zip64=True) as target,
         ):
-            _write_records(target, results, videos, is_images)
+            _write_records(target.write, results, videos, is_images)
         size = temporary.stat().st_size / 1e6
         if max_megabytes is not None and size > max_megabytes:
             raise InputError(
@@ -61,17 +60,19 @@ def write_coco_results(path: Path, results: Sequence[Result], videos: Mapping[in
         InputError: The file cannot be written.
     """
     with atomic_path(path) as temporary, temporary.open("wb") as target:
-        _write_records(target, results, videos, is_images=True)
+        _write_records(target.write, results, videos, is_images=True)
 
 
-def _write_records(target: IO[bytes], results: Sequence[Result], videos: Mapping[int, Video], is_images: bool) -> None:
+def _write_records(
+    write: Callable[[bytes], object], results: Sequence[Result], videos: Mapping[int, Video], is_images: bool
+) -> None:
     # One by one: the text of all results may be large.
     record = _image_record if is_images else _record
-    target.write(b"[")
+    write(b"[")
     for index, result in enumerate(results):
         text = json.dumps(record(result, videos[result.video_id].size))
-        target.write(f"{',' if index else ''}\n{text}".encode())
-    target.write(b"\n]\n")
+        write(f"{',' if index else ''}\n{text}".encode())
+    write(b"\n]\n")
 
 
 def _image_record(result: Result, size: list[int]) -> dict[str, object]:
