@@ -71,6 +71,8 @@ class Convert:
         """
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed}: must be between 0 and {2**32 - 1}")
+        if self.checkpoint is None and self.clip is None:
+            raise InputError("give --checkpoint (the authors' weights), --clip (CLIP alone), or both")
         with stopping_at_once():
             check_target(self.out, overwrite=self.overwrite)
             files = {"checkpoint": self.checkpoint, "clip": self.clip}

@@ -124,6 +124,8 @@ def open_task(experiment: Experiment, options: TrainOptions) -> ClipVisTask | Cl
                 "--init-from"
             )
         return ClipTask(experiment, options.init_from)
+    if options.clip is None and options.init_from is None:
+        raise InputError("give --clip, for new decoders, or --init-from, to go on with a model's decoders")
     return ClipVisTask(experiment, clip=options.clip, init_from=options.init_from, data_root=options.data_root)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ class FrameStore:
             self._file = tempfile.TemporaryFile(dir=self._directory, prefix="clipvis-", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise output_error(self._directory, error) from error
+        weakref.finalize(self, self._file.close)  # a state that nobody closed is no fault
 
     @property
     def closed(self) -> bool:

@@ -32,7 +32,7 @@ def read_checkpoints(checkpoint: Path | None, clip: Path | None) -> dict[str, np
     state_dict = read_state_dict(checkpoint) if checkpoint is not None else {}
     if checkpoint is not None and not _has_decoders(state_dict):
         raise InputError(
-            f"{checkpoint}: holds no decoders (no key starts with '{HEAD_PREFIX}'); give CLIP alone as clip"
+            f"{checkpoint}: holds no decoders (no key starts with '{HEAD_PREFIX}'); give CLIP alone as `clip`"
         )
     if clip is not None:
         decoders = {key: array for key, array in state_dict.items() if not key.startswith(CLIP_PREFIX)}

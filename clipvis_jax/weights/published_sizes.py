@@ -51,7 +51,9 @@ def infer_config(
     clip = {key.removeprefix(CLIP_PREFIX): s for key, s in shapes.items() if key.startswith(CLIP_PREFIX)}
     head = {key.removeprefix(HEAD_PREFIX): s for key, s in shapes.items() if key.startswith(HEAD_PREFIX)}
     if not clip:
-        raise InputError(f"{source}: holds no CLIP weights (no key starts with '{CLIP_PREFIX}'); give them as clip")
+        raise InputError(
+            f"{source}: holds no CLIP weights (no key starts with '{CLIP_PREFIX}'); give CLIP in a file of its own, as `clip`"
+        )
     try:
         backbone = _infer_backbone(clip, source)
         text = _infer_text(clip, backbone, activation, text_heads)

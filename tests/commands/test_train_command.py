@@ -413,7 +413,7 @@ def test_values_of_another_type(config, capsys, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give clip, for new decoders, or init_from"),
+        ([], "give --clip, for new decoders, or --init-from"),
         (["--clip", "CLIP", "--init-from", "missing"], "missing: no such folder"),
         (["--clip", "missing"], "missing: no such folder"),
         (["--clip", "CLIP", "--dataset", "lvis_trian"], "closest names are lvis_train"),

@@ -1,5 +1,6 @@
 """Offline and streaming use, windows, compilations, switches, memory and errors, on the tiny models."""
 
+import gc
 import tracemalloc
 
 import jax
@@ -341,3 +342,11 @@ def test_wrong_settings(wrong):
 def test_wrong_association(wrong):
     with pytest.raises(InputError, match="must be"):
         AssociationConfig(**wrong)
+
+
+def test_a_state_that_nobody_closed_takes_its_file_along(tmp_path):
+    store = FrameStore(2, 1, tmp_path)
+    file = store._file
+    del store
+    gc.collect()
+    assert file.closed

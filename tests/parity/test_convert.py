@@ -316,7 +316,7 @@ VIT = ["visual.class_embedding", "visual.proj", "visual.conv1.weight", "visual.l
 BAD_WEIGHTS: dict[str, tuple[Callable[[], Tensors], list[str]]] = {
     "decoders alone": (
         lambda: {k: x for k, x in tensors("rn").items() if k.startswith(HEAD_PREFIX)},
-        ["holds no CLIP weights", "--clip"],
+        ["holds no CLIP weights", "as `clip`"],
     ),
     "other network": (lambda: {"conv.weight": torch.ones(2)}, ["holds no decoders"]),
     "sizes of no decoder": (
@@ -380,7 +380,7 @@ def test_clip_alone_is_no_checkpoint(with_clip: bool, tmp_path: Path, capsys: py
     options = ["--clip", write(tmp_path / "clip.safetensors", clip_alone("rn"))] if with_clip else []
     assert error_of(capsys, tmp_path, "--checkpoint", checkpoint, *options) == (
         f"clipvis: error: {checkpoint}: holds no decoders (no key starts with 'sem_seg_head.'); "
-        "give CLIP alone as clip\n"
+        "give CLIP alone as `clip`\n"
     )
 
 
@@ -405,7 +405,7 @@ def test_trained_decoders_are_no_clip(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give checkpoint"),
+        ([], "give --checkpoint"),
         (["--seed", "-1"], "--seed -1: must be between 0 and"),
         (["--seed", str(2**70)], f"--seed {2**70}: must be"),
         *(
