@@ -52,7 +52,8 @@ def infer_config(
     head = {key.removeprefix(HEAD_PREFIX): s for key, s in shapes.items() if key.startswith(HEAD_PREFIX)}
     if not clip:
         raise InputError(
-            f"{source}: holds no CLIP weights (no key starts with '{CLIP_PREFIX}'); give CLIP in a file of its own, as `clip`"
+            f"{source}: holds no CLIP weights (no key starts with '{CLIP_PREFIX}'); "
+            "give CLIP in a file of its own, as `clip`"
         )
     try:
         backbone = _infer_backbone(clip, source)
