@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from clipvis_jax.errors import printable
 from clipvis_jax.inference.results import Track, VideoResult
 from clipvis_jax.io.files import atomic_path, prepare_output_dir
 from clipvis_jax.media.video_reader import FrameSelection, FrameSource
@@ -174,7 +175,7 @@ def print_summary(result: VideoResult, numbers: Sequence[int], console: Console 
         first_last = [str(numbers[index]) for index in (*present[:1], *present[-1:])]
         table.add_row(
             str(track.track_id),
-            Text(track.class_name),  # as it stands: brackets are not markup
+            Text(printable(track.class_name)),  # brackets are not markup
             f"{track.score:.3f}",
             str(len(present)),
             "-".join(first_last) or "-",

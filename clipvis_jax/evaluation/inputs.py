@@ -88,11 +88,12 @@ def ground_truth_from(dataset: Dataset, count: int | None = None, *, may_be_empt
             and categories, but not scored.
 
     Raises:
-        InputError: The data set has no annotations, or counts of a mask do not add up to its size.
+        InputError: The data set has no annotations, or boxes and no masks; or counts of a mask do not add up to its
+            size.
     """
     if not dataset.has_annotations and not may_be_empty:
         raise InputError(f"{dataset.name}: has no annotations, as test sets; scores need ground truth")
-    videos, annotations, pending = {}, [], []
+    videos, annotations, pending, has_boxes = {}, [], [], False
     for index in range(len(dataset) if count is None else count):
         record = dataset[index]
         classes = record.neg_category_ids, record.not_exhaustive_category_ids
@@ -104,7 +105,13 @@ def ground_truth_from(dataset: Dataset, count: int | None = None, *, may_be_empt
             pending.append(_Pending(where, video, masks))
             areas = None if instance.areas is None else list(instance.areas)
             annotations.append((instance.id, record.id, instance.category_id, instance.is_crowd, areas))
+            has_boxes |= any(box is not None for box in instance.boxes or ())
     tracks = _read_tracks(pending, compatible=False)
+    if has_boxes and not any(track.areas.any() for track in tracks):
+        raise InputError(
+            f"{dataset.name}: its annotations have boxes, but no mask with a pixel; scores need masks (polygons of at "
+            "least three points, or run lengths)"
+        )
     return GroundTruth(
         dataset.name,
         videos,

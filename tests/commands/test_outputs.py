@@ -1,5 +1,6 @@
 """What ``clipvis predict`` writes and prints, of results that are made up here."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -323,6 +324,12 @@ def test_summary_lists_every_result() -> None:
         ["0", "coffee cup", "0.400", "4", "10-25", area],
         ["2", "coffee cup", "0.250", "0", "-", "-"],
     ]
+
+
+def test_a_name_in_the_summary_cannot_control_the_terminal() -> None:
+    result = make_result(1)
+    result = dataclasses.replace(result, tracks=[dataclasses.replace(result.tracks[0], class_name="a\x1b[2J\nb")])
+    assert r"a\x1b[2J\nb" in summary(result)
 
 
 def test_summary_of_a_long_video() -> None:

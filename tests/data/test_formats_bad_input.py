@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 from annotation_files import (
@@ -275,6 +276,12 @@ def test_outlines_of_polygons_are_bounded(tmp_path):
     content = changed(coco(), ["annotations", 0, "segmentation", 0], [-1e5, 0, 1e5, 0, 1e5, 10])
     (mask,) = RawDataset(*write_dataset(tmp_path, content, frames=False))[1].instances[0].masks
     assert isinstance(mask, tuple)
+
+
+def test_an_outline_that_would_end_the_process_is_refused(tmp_path):
+    bomb = Path(__file__).parents[1] / "cases" / "hostile" / "polygon_bomb.json"
+    with pytest.raises(InputError, match=r"annotations\[0\].segmentations\[0\] holds a polygon whose outline is"):
+        RawDataset(bomb, tmp_path)
 
 
 def test_file_that_changed(tmp_path):

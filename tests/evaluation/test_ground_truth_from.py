@@ -69,3 +69,14 @@ def test_first_videos_only(tmp_path):
         ground_truth_from(RawDataset(*write_dataset(tmp_path, content, frames=False)))
     empty = ground_truth_from(RawDataset(*write_dataset(tmp_path, content, frames=False)), may_be_empty=True)
     assert (set(empty.videos), set(empty.categories), empty.annotations) == ({2, 7}, {30, 4}, [])
+
+
+@pytest.mark.parametrize("segmentation", [[], [[1, 1, 20, 20]]], ids=["boxes alone", "outlines of two points"])
+def test_boxes_without_masks_are_no_ground_truth(tmp_path, segmentation):
+    image = {"id": 1, "file_name": "a.png", "height": 96, "width": 150}
+    annotation = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 20, 20], "segmentation": segmentation}
+    path = tmp_path / "boxes.json"
+    content = {"images": [image], "categories": [{"id": 3, "name": "cat"}], "annotations": [annotation]}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match="have boxes, but no mask with a pixel"):
+        ground_truth_from(RawDataset(path, tmp_path))
