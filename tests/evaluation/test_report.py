@@ -15,7 +15,7 @@ from plain_evaluation import HEIGHT, LENGTH, VIDEO_PROTOCOLS, WIDTH, random_case
 
 from clipvis_jax.data.dataset_info import DatasetInfo
 from clipvis_jax.data.records import VideoRecord
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, printable
 from clipvis_jax.evaluation import (
     PROTOCOLS,
     evaluate,
@@ -221,7 +221,7 @@ def test_names_cannot_break_the_page(tmp_path, kind):
     assert hostile.lower() in [a.get("data-value") for a in page.all("th")]
     assert hostile in page.text_of("dd")
     assert hostile in page.text_of("option")
-    assert f"No pictures: {hostile}: does not exist" in page.text_of("p")
+    assert f"No pictures: {printable(hostile)}: does not exist" in page.text_of("p")
 
 
 def test_a_file_name_that_is_no_text_does_not_lose_the_report(tmp_path):

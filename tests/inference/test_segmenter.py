@@ -334,7 +334,7 @@ def test_input_sizes(shape):
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"size": 2000}, {"window": 0}])
 def test_wrong_settings(wrong):
-    with pytest.raises(InputError, match=f"--{next(iter(wrong))}"):
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))} "):
         InferenceConfig(**wrong)
 
 

@@ -425,7 +425,7 @@ def test_unknown_words_are_named():
     [
         ({"stages": (Stage(64, share=0.5),)}, "add up to 0.5"),
         ({"seed": -1}, "seed"),
-        ({"text": TextConfig(embed_dim=8)}, "embed-dim"),
+        ({"text": TextConfig(embed_dim=8)}, "text.embed_dim 8: must be"),
     ],
 )
 def test_settings_that_cannot_be(changes, match):
