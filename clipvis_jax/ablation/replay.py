@@ -69,7 +69,8 @@ def replay_dataset(
         InputError: A file of the cache is damaged.
     """
     is_image = dataset.info.is_images
-    top_k = top_k or (IMAGE_TOP_K if is_image else VIDEO_TOP_K)
+    if top_k is None:
+        top_k = IMAGE_TOP_K if is_image else VIDEO_TOP_K
     names = [category.name for category in dataset.categories]
     ids = [category.id for category in dataset.categories]
     templates = {setting.templates for setting in settings}

@@ -70,6 +70,8 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         if self.size is not None and not ops.STRIDE <= self.size <= self.max_size:
             raise InputError(f"size {self.size}: must be between {ops.STRIDE} and {self.max_size} pixels")
+        if self.max_size < ops.STRIDE:
+            raise InputError(f"max_size {self.max_size}: must be {ops.STRIDE} pixels or more")
         if self.window is not None and self.window < 1:
             raise InputError(f"window {self.window}: must be 1 frame or more")
 

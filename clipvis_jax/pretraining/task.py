@@ -160,7 +160,7 @@ def shapes_tokenizer(context_length: int) -> ClipTokenizer:
 
 
 class ClipTask:
-    """A ``training.loop.Task``: pretrains a CLIP on captioned images of the Shapes world."""
+    """A ``loop.loop.Task``: pretrains a CLIP on captioned images of the Shapes world."""
 
     def __init__(
         self, experiment: ClipExperiment, init_from: Path | None = None, *, devices: Sequence[jax.Device] | None = None

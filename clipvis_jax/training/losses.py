@@ -117,6 +117,8 @@ class LossConfig:
         for name, weight in ({"no_object_weight": self.no_object_weight} | weights).items():
             if not weight >= 0:
                 raise InputError(f"losses.{name} {weight}: give 0 or more")
+        if not self.terms:
+            raise InputError("losses.terms: has no loss; give at least one")
         if _MATCHED_IOU in self.terms:
             raise InputError(f"losses.terms.{_MATCHED_IOU}: is the name of a metric; choose another one")
 

@@ -130,7 +130,7 @@ class ClipVisExperiment:
 
 
 class ClipVisTask:
-    """A ``training.loop.Task``: trains decoders, new ones or those of a model folder, under a frozen CLIP."""
+    """A ``loop.loop.Task``: trains decoders, new ones or those of a model folder, under a frozen CLIP."""
 
     def __init__(
         self,

@@ -332,7 +332,7 @@ def test_input_sizes(shape):
     assert all(0 <= padded - valid < 32 for padded, valid in zip(sizes.padded_size, sizes.valid_size, strict=True))
 
 
-@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": 2000}, {"window": 0}])
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": 2000}, {"max_size": 10}, {"window": 0}])
 def test_wrong_settings(wrong):
     with pytest.raises(InputError, match=f"^{next(iter(wrong))} "):
         InferenceConfig(**wrong)
