@@ -11,7 +11,7 @@ from threading import Timer
 from typing import Any, NamedTuple
 
 from clipvis_jax.commands.interrupt import GOES_ON, STOPPED, remembering_ctrl_c, stopping_at_once
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, printable
 from clipvis_jax.version import __version__
 
 
@@ -129,7 +129,7 @@ def _hush_libraries() -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"clipvis: warning: {message}", file=sys.stderr)
+    print(f"clipvis: warning: {printable(str(message))}", file=sys.stderr)
 
 
 def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -78,15 +78,16 @@ def _dataset(ground_truth: GroundTruth, results: Sequence[Result] | None = None)
     for number, record in enumerate(source, 1):
         size = ground_truth.videos[record.video_id].size
         fields: dict[str, Any] = {
+            "id": number,  # not the file's: COCOeval takes an id of 0 for "unmatched"
             "image_id": record.video_id,
             "category_id": record.category_id,
             "segmentation": {"size": size, "counts": record.track.counts[0] or empty_mask(size)},
         }
         if isinstance(record, Result):
-            fields |= {"id": number, "score": record.score, "area": record.track.mean_area, "iscrowd": 0}
+            fields |= {"score": record.score, "area": record.track.mean_area, "iscrowd": 0}
         else:
             area = record.track.mean_area if record.areas is None else record.areas[0] or 0.0
-            fields |= {"id": record.id, "area": area, "iscrowd": int(record.is_crowd)}
+            fields |= {"area": area, "iscrowd": int(record.is_crowd)}
         records.append(fields)
     images = [
         {
