@@ -13,6 +13,7 @@ from tyro.conf import arg
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
+from clipvis_jax.models.query_decoder import IouActivation
 from clipvis_jax.text.tokenizer import load_tokenizer
 from clipvis_jax.version import __version__
 from clipvis_jax.weights.convert import from_state_dict, read_checkpoints
@@ -58,6 +59,12 @@ class Convert:
     """Activation of the text encoder, which weights do not show and a file of 'clipvis export' tells."""
     text_heads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one per 64 channels)")] = None
     """Attention heads of the text encoder, which weights do not show and a file of 'clipvis export' tells."""
+    iou_head: Annotated[
+        IouActivation | None,
+        arg(metavar="{sigmoid,relu}", help_behavior_hint="(default: sigmoid, as in the authors' code of today)"),
+    ] = None
+    """How the mask-IoU head ends: relu for files that the authors published before 2024-06-05, listed in
+    docs/parity.md. Weights do not show it; a file of 'clipvis export' tells it."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Seed of the decoders' random values."""
     overwrite: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -73,16 +80,20 @@ class Convert:
             raise InputError(f"--seed {self.seed}: must be between 0 and {2**32 - 1}")
         if self.checkpoint is None and self.clip is None:
             raise InputError("give --checkpoint (the authors' weights), --clip (CLIP alone), or both")
+        if self.checkpoint is None and self.iou_head is not None:
+            raise InputError("--iou-head: is for the trained decoders of a --checkpoint; leave the option out")
         with stopping_at_once():
             check_target(self.out, overwrite=self.overwrite)
             files = {"checkpoint": self.checkpoint, "clip": self.clip}
             state_dict = read_checkpoints(self.checkpoint, self.clip)
+            stored = self._stored_config(state_dict)
             config, clip_vars, params = from_state_dict(
                 state_dict,
                 source=" + ".join(str(path) for path in files.values() if path),
-                config=self._stored_config(state_dict),
+                config=stored,
                 activation=self.activation,
                 text_heads=self.text_heads,
+                iou_activation=self.iou_head or "sigmoid",
                 seed=self.seed,
             )
             tokenizer = load_tokenizer(self.tokenizer, context_length=config.text.context_length)
@@ -97,6 +108,11 @@ class Convert:
             overwrite=self.overwrite,
         )
         print(describe(config))
+        if self.checkpoint is not None and stored is None and self.iou_head is None:
+            print(
+                "mask-IoU head: took it to end in a sigmoid; files of the authors from before 2024-06-05 score wrongly "
+                "so, convert those with --iou-head relu (docs/parity.md tells them apart)"
+            )
         if self.checkpoint is None:
             print(f"the decoders are not trained: random values from seed {self.seed}")
         print(f"wrote {self.out}")
@@ -110,19 +126,20 @@ class Convert:
         config = read_config(self.checkpoint) if self.checkpoint else None
         if config is None:
             return None
+        self._check_option("--iou-head", self.iou_head, config.query_decoder.iou_activation)
         if self.clip:
             shapes = {key: array.shape for key, array in state_dict.items() if key.startswith(CLIP_PREFIX)}
             other_clip, _ = infer_config(
                 shapes, source=str(self.clip), activation=self.activation, text_heads=self.text_heads
             )
             return dataclasses.replace(config, backbone=other_clip.backbone, text=other_clip.text)
-        for option, given, stored in (
-            ("--activation", self.activation, config.text.activation),
-            ("--text-heads", self.text_heads, config.text.num_heads),
-        ):
-            if given not in (None, stored):
-                raise InputError(f"{option} {given}: {self.checkpoint} says {stored}; leave the option out")
+        self._check_option("--activation", self.activation, config.text.activation)
+        self._check_option("--text-heads", self.text_heads, config.text.num_heads)
         return config
+
+    def _check_option(self, option: str, given: object, stored: object) -> None:
+        if given not in (None, stored):
+            raise InputError(f"{option} {given}: {self.checkpoint} says {stored}; leave the option out")
 
 
 def read_config(path: Path) -> ClipVisConfig | None:

@@ -62,7 +62,7 @@ class ScoreSums:
         return ScoreSums(self.config, self.num_frames + 1, self.class_sum + weighted, self.object_sum + object_logits)
 
     def scores(self) -> Float[np.ndarray, "q c"]:
-        """Return the score of every track and class, 0..1."""
+        """Return the score of every track and class, 0..1; with a ReLU mask-IoU head it may exceed 1."""
         if self.num_frames == 0:
             return np.zeros_like(self.class_sum)
         mean = self.class_sum / self.num_frames
@@ -77,7 +77,10 @@ def image_scores(
     object_logits: Float[np.ndarray, "q 2"],
     config: ScoreConfig,
 ) -> Float[np.ndarray, "q c"]:
-    """Return the image model's score of every query and class, 0..1: the root of probability x IoU x objectness."""
+    """Return the image model's score of every query and class, 0..1 (more with a ReLU mask-IoU head).
+
+    The root of probability x IoU x objectness.
+    """
     # Matches the authors' code: one root over all three, unlike the video model, which takes two.
     score = class_probs
     if config.use_iou:

@@ -4,6 +4,7 @@ Source: Mask2Former (arXiv 2112.01527), section 3.2; objectness and mask-IoU hea
 """
 
 import dataclasses
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -16,12 +17,16 @@ from clipvis_jax.models import ops
 from clipvis_jax.models.layers import LayerNorm, Mlp, MultiHeadAttention
 from clipvis_jax.models.structs import PixelFeatures, QueryPrediction
 
+IouActivation = Literal["sigmoid", "relu"]
+"""Last activation of the mask-IoU head."""
+
 
 @dataclasses.dataclass(frozen=True)
 class QueryDecoderConfig:
     """Sizes of the query decoder, all of them at least 1; ``dim`` is a multiple of ``num_heads``.
 
     ``num_layers`` is 6 in the authors' LVIS models and 9 in the others; their ``DEC_LAYERS`` counts one more.
+    ``iou_activation`` is ReLU in what the authors published before 2024-06-05; weights do not show it.
     """
 
     num_queries: int = 100
@@ -30,9 +35,16 @@ class QueryDecoderConfig:
     mask_dim: int = 256
     num_heads: int = 8
     ffn_dim: int = 2048
+    iou_activation: IouActivation = "sigmoid"
 
     def __post_init__(self) -> None:
-        for name, size in dataclasses.asdict(self).items():
+        sizes = dataclasses.asdict(self)
+        activation = sizes.pop("iou_activation")
+        if activation not in get_args(IouActivation):
+            raise InputError(
+                f"query_decoder.iou_activation {activation}: give one of {', '.join(get_args(IouActivation))}"
+            )
+        for name, size in sizes.items():
             if size < 1:
                 raise InputError(f"query_decoder.{name} {size}: give at least 1")
         if self.dim % self.num_heads:
@@ -106,9 +118,10 @@ class QueryDecoder(nn.Module):
     def predict(self, queries: Float[Array, "b q d"]) -> QueryPrediction:
         """Apply the heads to queries."""
         embed = self.norm(queries)
+        activation = jax.nn.relu if self.config.iou_activation == "relu" else jax.nn.sigmoid
         return QueryPrediction(
             object_logits=self.object_head(embed).astype(jnp.float32),
-            iou=jax.nn.sigmoid(self.iou_head(embed)[..., 0].astype(jnp.float32)),
+            iou=activation(self.iou_head(embed)[..., 0].astype(jnp.float32)),
             mask_embed=self.mask_head(embed),
             query_embed=embed.astype(jnp.float32),
         )

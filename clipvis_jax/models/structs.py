@@ -39,9 +39,9 @@ class PixelFeatures:
 class QueryPrediction:
     """One prediction of the query decoder: objectness, mask embedding and mask quality of every query.
 
-    ``object_logits[..., 0]`` speaks for an object, ``[..., 1]`` for nothing; ``iou`` (0..1) is the predicted mask
-    IoU. The mask logits at any size are ``mask_embed`` times the mask features at that size. ``query_embed`` is what
-    is matched over time.
+    ``object_logits[..., 0]`` speaks for an object, ``[..., 1]`` for nothing; ``iou`` is the predicted mask IoU, 0..1
+    (with a ReLU head 0 or more). The mask logits at any size are ``mask_embed`` times the mask features at that size.
+    ``query_embed`` is what is matched over time.
     """
 
     object_logits: Float[Array, "... q 2"]

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from clipvis_jax.errors import InputError
 from clipvis_jax.models.clip_text import Activation
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
+from clipvis_jax.models.query_decoder import IouActivation
 from clipvis_jax.weights.published_sizes import infer_config
 from clipvis_jax.weights.state_dicts import read_state_dict
 from clipvis_jax.weights.torch_names import CLIP_PREFIX, HEAD_PREFIX, IGNORED, leaf_paths, torch_entry
@@ -54,6 +55,7 @@ def from_state_dict(
     config: ClipVisConfig | None = None,
     activation: Activation | None = None,
     text_heads: int | None = None,
+    iou_activation: IouActivation = "sigmoid",
     seed: int = 0,
 ) -> tuple[ClipVisConfig, Variables, Variables]:
     """Convert a whole state dict.
@@ -62,9 +64,10 @@ def from_state_dict(
         state_dict: Arrays under the authors' names (``backbone.clip_model.*``, ``sem_seg_head.*``).
         source: What to call the checkpoint in errors.
         config: The model's sizes, where the file's metadata tells them. By default ``infer_config`` works them out;
-            the two arguments that follow are for it.
+            the three arguments that follow are for it.
         activation: See ``infer_config``.
         text_heads: See ``infer_config``.
+        iou_activation: See ``infer_config``.
         seed: For the decoders' random values, if the state dict holds CLIP alone.
 
     Returns:
@@ -77,7 +80,9 @@ def from_state_dict(
     target = "the configuration in the metadata"
     if config is None:
         target = "the model"
-        config, _ = infer_config(shapes, source=source, activation=activation, text_heads=text_heads)
+        config, _ = infer_config(
+            shapes, source=source, activation=activation, text_heads=text_heads, iou_activation=iou_activation
+        )
     model = ClipVis(config)
     key = jax.random.key(seed)
     used: set[str] = set()

@@ -12,7 +12,7 @@ from clipvis_jax.models.backbones import BACKBONES, KINDS, Backbone
 from clipvis_jax.models.clip_text import Activation, TextConfig
 from clipvis_jax.models.clipvis import ClipVisConfig
 from clipvis_jax.models.pixel_decoder import NUM_LEVELS, PixelDecoderConfig
-from clipvis_jax.models.query_decoder import QueryDecoderConfig
+from clipvis_jax.models.query_decoder import IouActivation, QueryDecoderConfig
 from clipvis_jax.weights.torch_names import CLIP_PREFIX, HEAD_PREFIX
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -31,7 +31,12 @@ TEXT_TOWERS: dict[str, TextConfig] = {
 
 
 def infer_config(
-    shapes: Shapes, *, source: str, activation: Activation | None = None, text_heads: int | None = None
+    shapes: Shapes,
+    *,
+    source: str,
+    activation: Activation | None = None,
+    text_heads: int | None = None,
+    iou_activation: IouActivation = "sigmoid",
 ) -> tuple[ClipVisConfig, bool]:
     """Work out a model's sizes from the names and shapes of a checkpoint.
 
@@ -41,6 +46,7 @@ def infer_config(
         activation: Activation of the text encoder, which no key shows; by default QuickGELU for ResNets (OpenAI's
             weights) and exact GELU for ConvNeXts.
         text_heads: Attention heads of the text encoder, which no key shows; by default 64 channels each.
+        iou_activation: Last activation of the trained mask-IoU head, which no key shows.
 
     Returns:
         The sizes, and whether the checkpoint holds the trained decoders (otherwise their sizes are the defaults).
@@ -60,7 +66,7 @@ def infer_config(
         text = _infer_text(clip, backbone, activation, text_heads)
         config = ClipVisConfig(backbone, text)
         if head:
-            config = _add_decoders(config, head, source)
+            config = _add_decoders(config, head, source, iou_activation)
     except InputError:  # a ValueError too
         raise
     except KeyError as error:
@@ -101,12 +107,11 @@ def _infer_text(clip: Shapes, backbone: Backbone, activation: Activation | None,
     )
 
 
-def _add_decoders(config: ClipVisConfig, head: Shapes, source: str) -> ClipVisConfig:
+def _add_decoders(config: ClipVisConfig, head: Shapes, source: str, iou_activation: IouActivation) -> ClipVisConfig:
     """Put the decoders' sizes into a configuration."""
     try:
-        return dataclasses.replace(
-            config, pixel_decoder=_infer_pixel_decoder(head), query_decoder=_infer_query_decoder(head)
-        )
+        query_decoder = dataclasses.replace(_infer_query_decoder(head), iou_activation=iou_activation)
+        return dataclasses.replace(config, pixel_decoder=_infer_pixel_decoder(head), query_decoder=query_decoder)
     except InputError as error:  # of a configuration, which does not know the file
         raise InputError(f"{source}: the decoders have unsupported sizes ({error})") from None
 
@@ -143,8 +148,9 @@ def describe(config: ClipVisConfig) -> str:
     """Say in one line what a model is."""
     text, decoder = config.text, config.query_decoder
     name = backbone_name(config.backbone) or "CLIP of an unpublished size"
+    iou_head = "; mask-IoU head ends in a ReLU" if decoder.iou_activation == "relu" else ""
     return (
         f"{name}; text encoder with {text.num_layers} layers of width "
         f"{text.width} and {text.num_heads} heads, {text.activation}; {config.pixel_decoder.num_layers} pixel decoder "
-        f"layers, {decoder.num_layers} query decoder layers, {decoder.num_queries} queries"
+        f"layers, {decoder.num_layers} query decoder layers, {decoder.num_queries} queries{iou_head}"
     )

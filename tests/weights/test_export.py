@@ -13,7 +13,7 @@ from conftest import FAMILIES
 from json_edits import DELETE, changed_entries
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from tiny import tiny_model_folder, wordy_state_dict
+from tiny import tiny_model_folder, tiny_tokenizer, wordy_state_dict
 
 from clipvis_jax import bundled
 from clipvis_jax.cli import main
@@ -76,12 +76,40 @@ def exported(tmp_path_factory):
 
 def test_options_have_to_agree_with_the_configuration_in_the_file(exported, tmp_path, capsys):
     options = ["--checkpoint", exported, "--tokenizer", BUNDLED / "tokenizer", "--out", tmp_path / "model"]
-    for option, wrong, right in (("--activation", "quick_gelu", "gelu"), ("--text-heads", 2, 4)):
+    for option, wrong, right in (
+        ("--activation", "quick_gelu", "gelu"),
+        ("--text-heads", 2, 4),
+        ("--iou-head", "relu", "sigmoid"),
+    ):
         error = error_of(capsys, *options, option, wrong, command=convert)
         assert error == f"clipvis: error: {option} {wrong}: {exported} says {right}; leave the option out\n"
     assert not list(tmp_path.iterdir())
     assert convert(*options, "--activation", "gelu", "--text-heads", 4) == 0
     assert load_model(tmp_path / "model").config == load_model(BUNDLED).config
+
+
+def test_a_relu_mask_iou_head_is_kept(tmp_path, capsys):
+    """Of an authors' file from before 2024-06-05: in the model folder, in an exported file, and back."""
+    weights, file = tmp_path / "old.safetensors", tmp_path / "exported.safetensors"
+    save_file(wordy_state_dict("rn"), weights)
+    tiny_tokenizer().save(tmp_path / "tokenizer")
+    common = ["--text-heads", 4, "--tokenizer", tmp_path / "tokenizer", "--checkpoint"]
+    assert convert(*common, weights, "--out", tmp_path / "new") == 0
+    assert "took it to end in a sigmoid" in capsys.readouterr().out
+    assert load_model(tmp_path / "new").config.query_decoder.iou_activation == "sigmoid"
+    assert convert(*common, weights, "--out", tmp_path / "old", "--iou-head", "relu") == 0
+    assert export(tmp_path / "old", "--out", file) == 0
+    assert convert(*common, file, "--out", tmp_path / "again") == 0
+    assert "sigmoid" not in capsys.readouterr().out
+    for name in ("old", "again"):
+        assert load_model(tmp_path / name).config.query_decoder.iou_activation == "relu"
+    error = error_of(capsys, "--clip", weights, "--iou-head", "relu", "--out", tmp_path / "clip", command=convert)
+    assert "--iou-head: is for the trained decoders of a --checkpoint" in error
+
+
+def test_a_model_folder_from_before_the_choice_ends_in_a_sigmoid():
+    assert "iou_activation" not in json.loads((BUNDLED / "config.json").read_text())["config"]["query_decoder"]
+    assert load_model(BUNDLED).config.query_decoder.iou_activation == "sigmoid"
 
 
 def test_another_clip_brings_its_own_sizes(exported, tmp_path):
@@ -115,6 +143,7 @@ DAMAGE = {
     "unknown backbone": (edit(config__backbone__kind="vit"), DAMAGED.format("KeyError: 'vit')")),
     "unknown field": (edit(config__text__colour=3), DAMAGED.format("TypeError: ")),
     "unknown activation": (edit(config__text__activation="relu"), DAMAGED.format("")),
+    "unknown IoU head": (edit(config__query_decoder__iou_activation="x"), DAMAGED.format("")),
     "impossible heads": (edit(config__text__num_heads=5), DAMAGED.format("")),
     "impossible width": (edit(config__pixel_decoder__dim=65), DAMAGED.format("InputError: pixel_decoder.dim 65")),
     "another number of queries": (
