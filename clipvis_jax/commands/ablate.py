@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Ablate:
             scores[key] = score_columns(evaluate(ground_truth, results, protocols[0], groups=groups))
         rows = [Row(setting, scores[fingerprint(setting)]) for setting in settings]
         head = (
-            f"# Ablations on {dataset.name}\n\n{count} of {len(dataset)} videos, protocol {protocols[0].name}, model "
-            f"`{weights[:12]}`, scores in percent.\n\n"
+            f"# Ablations on {printable(dataset.name)}\n\n{count} of {len(dataset)} videos, protocol "
+            f"{protocols[0].name}, model `{weights[:12]}`, scores in percent.\n\n"
         )
         texts = {"ablation.md": head + markdown_tables(rows), "ablation.csv": csv_table(rows)}
         for name, text in texts.items():

@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.distributed import DistributedConfig
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -109,6 +109,7 @@ class Evaluate:
         if self.overlays > 0 and self.model is None:
             raise InputError("--overlays: needs --model; --metrics-only runs none, so there is nothing to draw")
         with stopping_at_once():
+            from clipvis_jax.commands.provenance import versions
             from clipvis_jax.data.catalog import check_held_out, open_dataset
             from clipvis_jax.distributed import start_processes, wait_for_all
             from clipvis_jax.inference.segmenter import InferenceConfig
@@ -140,7 +141,8 @@ class Evaluate:
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
             prepare_output_dir(self.out)
         provenance: dict[str, Any] = {
-            "dataset": {"name": dataset.name, "digest": dataset.digest, "videos": count, "of_videos": len(dataset)}
+            "dataset": {"name": dataset.name, "digest": dataset.digest, "videos": count, "of_videos": len(dataset)},
+            "versions": versions(),
         }
         results = self.metrics_only or self.out / "results.json"
         if self.model is not None:
@@ -237,7 +239,6 @@ class Evaluate:
                 "source": segmenter.source,
             },
             "config": settings,
-            "versions": versions(),
             "device": device(),
             "seed": None,
         }
@@ -277,7 +278,7 @@ class Evaluate:
             provenance |= {"results": {"count": len(results), "sha256": file_sha256(results_file)}}
             written += self._score_results(dataset, ground_truth, results, provenance)
         else:
-            print(f"{dataset.name} has no public annotations, so there are no scores here")
+            print(printable(f"{dataset.name} has no public annotations, so there are no scores here"))
         print("wrote " + ", ".join(str(path) for path in written))
 
     def _score_results(
@@ -305,7 +306,7 @@ class Evaluate:
         media = dataset.info.media
         print_summary(summary, title=f"{dataset.name}, {len(ground_truth.videos)} of {len(dataset)} {media}")
         if note is not None:
-            print(note)
+            print(printable(note))
         written = [metrics_file]
         if self.report:
             written.append(self.out / "report.html")
@@ -331,11 +332,12 @@ class Evaluate:
     ) -> dict[str, dict[str, float]]:
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         from clipvis_jax.evaluation.burst_official import METRICS, evaluate_burst
 
         scores = evaluate_burst(self._burst_file(dataset), results, video_ids=video_ids, show_progress=True)
-        table = Table(title=f"{dataset.name}, BURST's own metrics", title_justify="left")
+        table = Table(title=Text(printable(f"{dataset.name}, BURST's own metrics")), title_justify="left")
         for name in ("%", *METRICS):
             table.add_column(name, justify="right")
         for split, values in scores.items():

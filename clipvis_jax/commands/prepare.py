@@ -10,6 +10,7 @@ from tyro.conf import arg
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.data.catalog import CATALOG, open_dataset
 from clipvis_jax.data.prepared import open_prepared, prepare
+from clipvis_jax.errors import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,5 +61,5 @@ class Prepare:
         prepared = open_prepared(folder)
         if self.verify:
             prepared.verify(show_progress=True)
-        print(f"{prepared.name}: {len(prepared)} {self.level}, {len(prepared.categories)} classes")
+        print(printable(f"{prepared.name}: {len(prepared)} {self.level}, {len(prepared.categories)} classes"))
         print(f"wrote {folder}")

@@ -13,7 +13,7 @@ from clipvis_jax.version import __version__
 
 def versions() -> dict[str, str]:
     """Return the versions of what numbers may depend on; of this package also a digest of its code."""
-    libraries = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "pycocotools")
+    libraries = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "av", "pycocotools", "faster-coco-eval")
     return {"clipvis_jax": __version__, "code": _digest_code(), "python": platform.python_version()} | {
         name: version(name) for name in libraries
     }

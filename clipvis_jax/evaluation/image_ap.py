@@ -75,11 +75,13 @@ def _dataset(ground_truth: GroundTruth, results: Sequence[Result] | None = None)
     """Write annotations, or results in their place, as COCO has them."""
     records: list[dict[str, Any]] = []
     source: Sequence[Annotation | Result] = ground_truth.annotations if results is None else results
+    # Not the files' ids: the library takes no negative image, and an annotation of id 0 for "unmatched".
+    image_ids = {video_id: number for number, video_id in enumerate(sorted(ground_truth.videos), 1)}
     for number, record in enumerate(source, 1):
         size = ground_truth.videos[record.video_id].size
         fields: dict[str, Any] = {
-            "id": number,  # not the file's: COCOeval takes an id of 0 for "unmatched"
-            "image_id": record.video_id,
+            "id": number,
+            "image_id": image_ids[record.video_id],
             "category_id": record.category_id,
             "segmentation": {"size": size, "counts": record.track.counts[0] or empty_mask(size)},
         }
@@ -91,7 +93,7 @@ def _dataset(ground_truth: GroundTruth, results: Sequence[Result] | None = None)
         records.append(fields)
     images = [
         {
-            "id": video.id,
+            "id": image_ids[video.id],
             "height": video.height,
             "width": video.width,
             "neg_category_ids": list(video.neg_category_ids),

@@ -6,7 +6,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from clipvis_jax.errors import printable
 from clipvis_jax.evaluation.diagnostics import (
     evaluate_class_agnostic,
     evaluate_classification,
@@ -15,7 +17,6 @@ from clipvis_jax.evaluation.diagnostics import (
 from clipvis_jax.evaluation.inputs import GroundTruth, Result
 from clipvis_jax.evaluation.protocols import Protocol, group_members
 from clipvis_jax.evaluation.video_ap import (
-    MAX_RESULTS,
     THRESHOLDS,
     VideoMetrics,
     evaluate,
@@ -93,18 +94,18 @@ def summary_to_json(summary: Summary, ground_truth: GroundTruth) -> dict[str, An
         "oracle_names": scores(summary.oracle_names.stats),
         "oracle_masks": scores(summary.oracle_masks.stats),
         "thresholds": THRESHOLDS.tolist(),
-        "max_results": list(MAX_RESULTS),
+        "max_results": [int(name[2:]) for name in summary.main.stats if name[2:].isdecimal() and name[:2] == "AR"],
     }
 
 
 def print_summary(summary: Summary, *, title: str, console: Console | None = None) -> None:
-    """Print the scores as one table per protocol, in percent."""
+    """Print the scores as one table per protocol, in percent; a name in the title is nothing but text."""
     console = console or Console()
     for metrics in summary.protocols:
         columns = {"all": metrics.stats, **metrics.groups}
         if metrics is summary.main:
             columns |= {"oracle names": summary.oracle_names.stats, "oracle masks": summary.oracle_masks.stats}
-        table = Table(title=f"{title}, {metrics.protocol}", title_justify="left")
+        table = Table(title=Text(printable(f"{title}, {metrics.protocol}")), title_justify="left")
         table.add_column("%")
         for name in columns:
             table.add_column(name, justify="right")

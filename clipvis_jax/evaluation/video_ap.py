@@ -89,7 +89,7 @@ def evaluate(
         if unknown := sorted(set(ids) - set(category_ids)):
             raise InputError(f"group '{name}': {ground_truth.source} has no category {unknown[0]}")
 
-    if any(annotation.id == 0 for annotation in ground_truth.annotations):
+    if protocol.image_rules is None and any(annotation.id == 0 for annotation in ground_truth.annotations):
         warnings.warn(
             f"{ground_truth.source}: annotation 0 counts as never found, since the official code takes its id for "
             "'none'; number annotations from 1 to avoid it",

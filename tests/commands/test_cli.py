@@ -622,3 +622,14 @@ def test_printing_cannot_fail_for_the_terminals_encoding(encoding, monkeypatch):
     assert main(["--version"]) == 0
     terminal.flush()
     assert terminal.buffer.getvalue().decode(encoding) in ("clipvis 1 \\u2014 \\u732b\n", "clipvis 1 — \\u732b\n")
+
+
+def test_a_warning_cannot_control_the_terminal(monkeypatch, capsys):
+    def warning(_: Predict) -> None:
+        warnings.warn("\x1b[2Jclip.mp4:\nis long", stacklevel=1)
+
+    monkeypatch.setattr(Predict, "run", warning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["predict", "clip.mp4", "--model", "model", "--classes", "dog"]) == 0
+    assert capsys.readouterr().err == "clipvis: warning: \\x1b[2Jclip.mp4:\\nis long\n"

@@ -51,6 +51,28 @@ def test_a_picture_gets_the_same_results_by_predict_and_by_eval(tmp_path):
     assert (settings["size"], settings["top_k"]) == (64, 20)
 
 
+def test_a_name_is_text_and_facts_are_those_of_the_rules(tmp_path, capsys):
+    """A data set is called like its file, which neither controls the terminal nor is Rich's markup."""
+    case = CASE.parent / "coco_rules"
+    annotations, out = tmp_path / "\x1b[2J[red]set[bold].json", tmp_path / "out"
+    shutil.copy(case / "instances_val2017.json", annotations)
+    run("eval", "--dataset", annotations, "--metrics-only", case / "coco_results.json", "--out", out)
+    printed = "".join(capsys.readouterr().out.split())
+    assert "\x1b" not in printed
+    assert printed.count(r"\x1b[2J[red]set[bold]") == 2  # above the table, and in the note on the rules
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["max_results"] == [1, 10, 100]
+    assert {"av", "faster-coco-eval", "pycocotools", "clipvis_jax"} <= metrics["versions"].keys()
+    content = json.loads(annotations.read_text())
+    content["categories"] = [category | {"frequency": "f"} for category in content["categories"]]
+    annotations.write_text(json.dumps(content))
+    options = ["--protocol", "lvis", "--no-report", "--metrics-only", case / "coco_results.json"]
+    run("eval", "--dataset", annotations, *options, "--out", out)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["max_results"] == [1, 10, 100, 300]
+    assert metrics["metrics"]["lvis"]["stats"]["AR300"] > 0
+
+
 def test_defaults_follow_the_kind_of_input(model):
     config = InferenceConfig()
     assert config.sizes(480, 640).valid_size == (480, 640)

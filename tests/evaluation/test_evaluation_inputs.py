@@ -111,6 +111,7 @@ OTHER_SIZE = {"size": [32, 24], "counts": "lo5"}
         ([1, "segmentations", 2], 5, r"results\[1\].segmentations\[2\] \(video 7\) is neither null, polygons nor"),
         ([1, "segmentations", 2], [[1, 2, 3]], r".*segmentations\[2\] \(video 7\) holds a polygon with an odd count"),
         ([1, "segmentations", 2], [[1, 2, 3, 1e9, 5, 5]], r".*\(video 7\) holds a polygon whose outline is longer"),
+        ([1, "segmentations", 2], [[1, 1, 5, 1, float("nan"), 5]], r".*\(video 7\) holds a polygon whose outline is"),
         ([1, "segmentations", 2], [1.5, 2], r".*\(video 7\) holds a polygon that is not a list of numbers"),
         ([1, "segmentations", 2, "size"], [24], r".*\(video 7\) size is \[24\], not \[height, width\]"),
         ([1, "segmentations", 2, "counts"], [9], r".*segmentations\[2\] \(video 7\) counts are not whole"),

@@ -141,6 +141,26 @@ def test_the_rules_differ(tmp_path):
     assert len({scores_of(tmp_path, truth, results, name).stats["AP"] for name in ("coco", "lvis", "ytvis")}) == 3
 
 
+@pytest.mark.parametrize("protocol", ["coco", "lvis"])
+@pytest.mark.parametrize("shift", [-1, -7])
+def test_ids_may_be_zero_or_negative(tmp_path, protocol, shift):
+    """Of images, classes and annotations: the scores are those of the same set numbered from 1, without a warning."""
+    truth, results = made_up(1, federated=True)
+    expected = scores_of(tmp_path, truth, results, protocol)
+    assert expected.stats["AP"] > 0.1
+    for image in truth["images"]:
+        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[name] = [number + shift for number in image[name]]
+    for record in (*truth["images"], *truth["categories"], *truth["annotations"]):
+        record["id"] += shift
+    for record in (*truth["annotations"], *results):
+        record["image_id"] += shift
+        record["category_id"] += shift
+    found = scores_of(tmp_path, truth, results, protocol)
+    assert found.stats == expected.stats
+    np.testing.assert_array_equal(found.precision, expected.precision)
+
+
 @pytest.mark.parametrize("results", ["coco_results.json", "yt_results.json"])
 def test_results_of_either_style(results):
     truth = ground_truth_from(open_dataset(CASES / "instances_val2017.json", check_images=False))
