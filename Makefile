@@ -96,7 +96,7 @@ experiment: $(VENV)/.run
 	$(MAKE) ablation MODELS="$(SEEDS:%=runs/shapes_settle_%/model)"
 
 # Remakes what comes with the package: trains the small CLIP and the decoders on it, and draws the clip. The new model's
-# scores then have to go into tests/test_bundled.py.
+# scores then have to go into tests/commands/test_bundled.py.
 BUNDLE := clipvis_jax/bundled
 # A test video with objects of all three parts, picked by hand.
 CLIP := 25

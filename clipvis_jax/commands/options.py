@@ -51,8 +51,8 @@ def name_option(message: str, arguments: Sequence[str]) -> str:
         arguments: The command line.
     """
     found = re.match(r"([a-z][\w.]*)(?= (is )?(\S+|[(\[].*?[)\]])[:;])", message)
-    if found is None:
-        return message
+    if found is None or any(" " in argument and message.startswith(argument) for argument in arguments):
+        return message  # no field, or a file whose name looks like one with its value
     field = found[1].replace("_", "-")
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
     options = [option for option in sorted(given) if option[2:] == field or option.endswith(f".{field}")]

@@ -30,7 +30,7 @@ class Predict:
     """
 
     source: Annotated[Path, tyro.conf.Positional, arg(metavar="SOURCE")]
-    """Video file (what FFmpeg decodes, or an animation), folder of images, or image."""
+    """Video file (MP4, MOV, MKV, WebM, AVI, MPEG and others), animation, folder of images, or image."""
     model: Annotated[Path, arg(metavar="DIR")]
     """Model folder, made by 'clipvis convert'."""
     classes: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")] = ()

@@ -89,7 +89,7 @@ def write_tracks(file: TextIO, result: VideoResult, source: FrameSource, selecti
 
     ``results`` is a list of YouTube-VIS results with ``category_name`` and ``track_id`` added; ``categories`` and
     ``video`` say what their ids and frames are. Of a video file, ``video`` also holds ``frame_times_s`` (seconds since
-    its first frame), and ``skipped_frames`` (their numbers) if some could not be decoded.
+    its first frame), and ``skipped_frames`` (their numbers) if selected ones could not be decoded.
     """
     video = {
         "id": 1,

@@ -32,6 +32,8 @@ class ImageFolder:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"{path}: leads out of the image folder ({where}); correct the file name")
         try:
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise InputError(f"{path}: is not a file ({where}); give an image")
             return path.read_bytes()
         except FileNotFoundError as error:
             raise InputError(f"{path}: is missing ({where}); complete the image folder or name another one") from error

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import mmap
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from clipvis_jax.data.fields import show
 from clipvis_jax.errors import InputError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What to do about a text that is no JSON, by what msgspec says of it and what stands there.
+_ADVICE = {
+    r"^invalid .* found .?-?(NaN|Infinity)": "JSON has no NaN and no Infinity; leave such records out",
+    r'escape found|surrogate|^Input data was truncated found .*\\u[dD][89a-fA-F].."': "half a surrogate is no text",
+    r"^Invalid UTF-8": "save it as UTF-8",
+    r"^maximum recursion": "nothing in an annotation file is nested so deeply; check what wrote it",
+    r"^Input data was truncated": "it may be cut off: write or download it again",
+}
 
 Signature = tuple[int, int]
 """Size and time of change by which a file is recognized."""
@@ -43,7 +52,8 @@ class JsonFile:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
         text = memoryview(self._text)
         start = len(_BYTE_ORDER_MARK) if self._text[: len(_BYTE_ORDER_MARK)] == _BYTE_ORDER_MARK else 0
-        if text[start : start + 100].tobytes().lstrip()[:1] != b"{":
+        blanks = re.compile(rb"[ \t\r\n]*").match(self._text, start)
+        if blanks is None or self._text[blanks.end() : blanks.end() + 1] != b"{":
             raise InputError(f"{path}: is not an annotation file; its JSON must begin with an object")
         self.members = decode(text[start:], dict[str, msgspec.Raw], str(path))
 
@@ -89,13 +99,14 @@ def decode(text: Any, kind: Any, where: str) -> Any:
         raise InputError(f"{where} has no '{name}'" if name != message else f"{where}: {message}") from error
     except (msgspec.DecodeError, RecursionError) as error:
         message, _, place = str(error).removeprefix("JSON is malformed: ").partition(" (byte ")
+        size = len(memoryview(text))
+        byte = int(place.rstrip(")")) if place else size
+        near = bytes(memoryview(text)[max(0, byte - 20) : byte + 20]).decode("utf-8", "replace")
+        there = bytes(memoryview(text)[max(0, byte - (1 if place else 12)) : byte + 9]).decode("latin-1")
+        advice = next((x for kind, x in _ADVICE.items() if re.search(kind, f"{message} found {there}")), "correct it")
         if place:
-            byte = int(place.rstrip(")"))
-            near = bytes(memoryview(text)[max(0, byte - 20) : byte + 20]).decode("utf-8", "replace")
-            message += f" at byte {byte} of {len(memoryview(text))}, near {show(near)}"
-        raise InputError(
-            f"{where}: is not valid JSON ({message}); it may be cut off: write or download it again"
-        ) from error
+            message += f" at byte {byte} of {size}, near {show(near)}"
+        raise InputError(f"{where}: is not valid JSON ({message}); {advice}") from error
 
 
 @functools.cache

@@ -61,7 +61,8 @@ def _usual_font(size: int) -> ImageFont.FreeTypeFont:
 def _missing(text: str, font: ImageFont.FreeTypeFont) -> set[str]:
     """Give the letters that a font lacks: those that look like a character that does not exist."""
     nothing = bytes(font.getmask(_NO_CHARACTER))
-    return {letter for letter in set(text) if letter.isprintable() and bytes(font.getmask(letter)) == nothing}
+    letters = {letter for letter in text if letter.isprintable() and letter != " "}  # other spaces are not printable
+    return {letter for letter in letters if bytes(font.getmask(letter)) == nothing}
 
 
 @cache

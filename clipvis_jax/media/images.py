@@ -98,6 +98,8 @@ def _read(source: Path | io.BytesIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
 def _opened(source: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
     """Open an image; whatever goes wrong in the block becomes an InputError that names it."""
     try:
+        if isinstance(source, Path) and source.exists() and not source.is_file():  # a pipe would be waited for
+            raise InputError(f"{name}: is not a file; replace or remove it")
         if _is_heif(source):
             _register_heif(name)
         Image.init()

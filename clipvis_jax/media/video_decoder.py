@@ -58,8 +58,8 @@ class VideoDecoder:
         length: number of frames by the header, which may be a little wrong; None if it does not say.
         height, width: size of a frame in pixels, as displayed (rotation applied).
         pixel_aspect: width of a displayed pixel over its height.
-        skipped: numbers of the frames that could not be decoded, in the latest reading.
-        count: number of frames that the latest reading passed.
+        skipped: numbers of the wanted frames that could not be decoded, in the latest reading.
+        count: number of frames that the latest reading passed, those that could not be decoded included.
 
     Args:
         path: the file.
@@ -134,7 +134,8 @@ class VideoDecoder:
             raise
         except av.FFmpegError as error:
             raise self._damaged(self.count, f"then comes '{error.strerror}'") from error
-        self._pass_failed(number, None)
+        self.count = self._pass_failed(number, None) + 1
+        self.skipped = [failed for failed in self.skipped if failed in numbers]
         if self.skipped:
             named = ", ".join(str(skipped) for skipped in self.skipped[:20])
             more = f" and {len(self.skipped) - 20} more" if len(self.skipped) > 20 else ""

@@ -64,7 +64,7 @@ class FrameSource(Protocol):
         pixel_aspect: width of a pixel on the screen over its height.
         frame_times_s: for each selected frame, by its number, when it is shown: seconds since the source's first
             frame. Known once a video was read; empty for folders and images. Frames that had to be skipped lack.
-        skipped_frames: numbers of frames that could not be decoded, in the latest reading.
+        skipped_frames: numbers of selected frames that could not be decoded, in the latest reading.
     """
 
     name: str
@@ -87,7 +87,8 @@ def open_frames(
 
     The first frame is decoded to find the size, so most unusable inputs fail here.
 
-    * Videos: containers and codecs that FFmpeg decodes. Frame number = index of the frame. Of several video streams
+    * Videos: the containers named in `video_decoder` (MP4, MOV, MKV, WebM, AVI, MPEG and others), with any codec that
+      FFmpeg decodes. Frame number = index of the frame. Of several video streams
       the film is read, not a cover picture or a preview.
     * Animations (GIF, PNG, WebP, AVIF) and TIFFs of several pages are videos of all their pages.
     * Folders: their images in natural order (2.jpg before 10.jpg); hidden files, other files and subfolders
@@ -188,9 +189,14 @@ class _VideoSource(FrameSource):
         for number, time_s, frame_u8 in self._decoder.read(self._selection.numbers(sys.maxsize)):
             times_s[number] = time_s
             yield number, frame_u8
+        self.skipped_frames = tuple(self._decoder.skipped)
+        if self.skipped_frames and not times_s:
+            raise InputError(
+                f"{self._decoder.path}: none of the selected frames can be decoded; select others, or copy it again"
+            )
         if not times_s:
             raise _starts_too_late(self._decoder.path, self._decoder.count, self._selection)
-        self.frame_times_s, self.skipped_frames = times_s, tuple(self._decoder.skipped)
+        self.frame_times_s = times_s
 
 
 def _starts_too_late(path: Path, frames: int, selection: FrameSelection) -> InputError:

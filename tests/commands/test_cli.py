@@ -192,6 +192,11 @@ def test_errors_name_the_option_of_a_field(message: str, arguments: str, expecte
     assert name_option(message, arguments.split()) == expected
 
 
+def test_a_file_is_no_field_whatever_its_name() -> None:
+    message = "model 2/tokenizer: is missing"
+    assert name_option(message, ["--model", "model 2", "--classes", "dog"]) == message
+
+
 PREDICT_OPTIONS = (
     "--model DIR|--classes NAME [NAME ...]|--classes-file FILE|--out DIR|--start N|--end N|--every N"
     "|--on-error {stop,skip}|--size PIXELS|--top-k N|--min-score SCORE|--no-overlay|--dtype {float32,bfloat16}"

@@ -25,13 +25,20 @@ def no_system_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["dog 0.87", "Größe", "собака", "σκύλος", "İstanbul", "chó", "շուն", "naïve café", "a b", ""]
+    "text", ["dog 0.87", "Größe", "собака", "σκύλος", "İstanbul", "chó", "շուն", "naïve café", "a b", "a\u3000b", ""]
 )
 @pytest.mark.usefixtures("no_system_fonts")
 def test_the_usual_font_has_many_scripts(text: str) -> None:
     font, written = font_for(text, 14)
     assert written == text
     assert font.getname()[0] == "DejaVu Sans"
+
+
+def test_a_space_is_never_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a font shows nothing at all for letters that it lacks."""
+    font = ImageFont.load_default(14)
+    monkeypatch.setattr(font, "getmask", lambda text: b"")
+    assert fonts._missing("a b", font) == {"a", "b"}
 
 
 @pytest.mark.usefixtures("no_system_fonts")

@@ -1,6 +1,7 @@
 """The whole of a file, or a word: what cameras, phones and editors write, and what breaks on the way."""
 
 import io
+import os
 import struct
 import sys
 import warnings
@@ -96,6 +97,23 @@ def test_a_corrupt_packet_ends_the_reading_or_is_skipped() -> None:
         assert [number for number, _ in source] == [*range(8), *range(9, 20)]
     assert source.skipped_frames == (8,)
     assert list(source.frame_times_s.values()) == pytest.approx([n / 25 for n in range(20) if n != 8])
+
+
+def test_frames_outside_the_selection_are_not_missed() -> None:
+    """Frame 8 of 20 is damaged."""
+    source = open_frames(CASES / "corrupt.avi", FrameSelection(7, None, 2), on_error="skip")
+    assert [number for number, _ in source] == [7, 9, 11, 13, 15, 17, 19]
+    assert source.skipped_frames == ()
+    with pytest.warns(UserWarning, match=r"missing: 8$"):
+        message = refusal(CASES / "corrupt.avi", selection=FrameSelection(8, 9), on_error="skip")
+    assert message.endswith("none of the selected frames can be decoded; select others, or copy it again")
+    message = refusal(CASES / "corrupt.avi", selection=FrameSelection(20), on_error="skip")
+    assert "has only 20 frame(s), so start 20 is beyond its end" in message
+
+
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "1.png")
+    assert "1.png: is not a file" in refusal(tmp_path)
 
 
 def test_times_of_a_variable_frame_rate() -> None:
