@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from clipvis_jax.data.fields import field, load_json
 from clipvis_jax.errors import InputError
-from clipvis_jax.evaluation.inputs import Result
+from clipvis_jax.evaluation.inputs import Result, by_video
 from clipvis_jax.evaluation.video_ap import ABSENT
 
 METRICS = ("HOTA", "DetA", "AssA", "AP")
@@ -138,9 +138,7 @@ def _load_sequences(path: str | Path, video_ids: Collection[int] | None) -> dict
 
 def _to_burst(truth: Mapping[str, Any], results: Sequence[Result], source: str) -> dict[str, Any]:
     """Write results in BURST's format."""
-    results_of: dict[int, list[Result]] = defaultdict(list)
-    for result in results:
-        results_of[result.video_id].append(result)
+    results_of = by_video(results)
     sequences = []
     for sequence in truth["sequences"]:
         frames: list[dict[str, Any]] = [{} for _ in sequence["annotated_image_paths"]]

@@ -2,12 +2,11 @@
 
 import dataclasses
 import warnings
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result
+from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result, by_video
 from clipvis_jax.evaluation.outcomes import distinct_tracks
 from clipvis_jax.evaluation.protocols import COCO, Protocol
 from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate, track_overlaps
@@ -118,13 +117,8 @@ def _nearest_annotations(
 
     Results of videos without annotations are left out.
     """
-    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
-    for annotation in ground_truth.annotations:
-        annotations_of[annotation.video_id].append(annotation)
-    results_of: dict[int, list[Result]] = defaultdict(list)
-    for result in results:
-        if result.video_id in annotations_of:
-            results_of[result.video_id].append(result)
+    annotations_of = by_video(ground_truth.annotations)
+    results_of = by_video(result for result in results if result.video_id in annotations_of)
     for video_id, found in tqdm(results_of.items(), "overlaps", unit="video", disable=not show_progress):
         overlap = track_overlaps(found, annotations_of[video_id], ground_truth.videos[video_id])
         for result, nearest, value in zip(found, overlap.argmax(axis=1), overlap.max(axis=1), strict=True):
@@ -139,12 +133,8 @@ def video_scores(
     Results of other classes cost nothing, as everywhere. Videos in which nothing counts are left out. The mean over
     videos is not the AP of the data set, which ranks the results of all videos together.
     """
-    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
-    for annotation in ground_truth.annotations:
-        annotations_of[annotation.video_id].append(annotation)
-    results_of: dict[int, list[Result]] = defaultdict(list)
-    for result in results:
-        results_of[result.video_id].append(result)
+    annotations_of = by_video(ground_truth.annotations)
+    results_of = by_video(results)
     protocol = dataclasses.replace(protocol, groups={})
     scores = {}
     with warnings.catch_warnings():

@@ -1,9 +1,10 @@
 """Ground truth of data sets, and results in YouTube-VIS format: checked and ready to be scored."""
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -66,6 +67,17 @@ class Result:
     category_id: int
     score: float
     track: MaskTrack
+
+
+Record = TypeVar("Record", Annotation, Result)
+
+
+def by_video(records: Iterable[Record]) -> dict[int, list[Record]]:
+    """Group by video, in their order, which is also that of the videos; one without any has an empty list."""
+    groups: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.video_id].append(record)
+    return groups
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What became of every true instance: was it segmented, tracked, named? And what does every track follow?"""
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result, Video
+from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result, Video, by_video
 from clipvis_jax.evaluation.video_ap import frame_intersections, track_overlaps
 
 
@@ -70,13 +70,8 @@ def instance_outcomes(
         min_overlap: From which overlap on a result counts as one of an instance, above 0.
         show_progress: Show a progress bar over videos.
     """
-    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
-    for annotation in ground_truth.annotations:
-        if not annotation.is_crowd:
-            annotations_of[annotation.video_id].append(annotation)
-    results_of: dict[int, list[Result]] = defaultdict(list)
-    for result in sorted(results, key=lambda result: -result.score):
-        results_of[result.video_id].append(result)
+    annotations_of = by_video(annotation for annotation in ground_truth.annotations if not annotation.is_crowd)
+    results_of = by_video(sorted(results, key=lambda result: -result.score))
     outcomes = []
     for video_id, annotations in tqdm(annotations_of.items(), "instances", unit="video", disable=not show_progress):
         outcomes += _video_outcomes(results_of[video_id], annotations, ground_truth.videos[video_id], min_overlap)
@@ -96,10 +91,7 @@ def track_outcomes(
     Returns:
         An outcome for each result, best scores first; equal scores stay in their order.
     """
-    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
-    for annotation in ground_truth.annotations:
-        if not annotation.is_crowd:
-            annotations_of[annotation.video_id].append(annotation)
+    annotations_of = by_video(annotation for annotation in ground_truth.annotations if not annotation.is_crowd)
     outcomes: list[TrackOutcome] = []
     followed: set[tuple[int, int]] = set()
     for result in sorted(results, key=lambda result: -result.score):

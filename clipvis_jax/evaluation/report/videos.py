@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.errors import InputError
-from clipvis_jax.evaluation.inputs import Annotation, GroundTruth, Result
+from clipvis_jax.evaluation.inputs import GroundTruth, Result, by_video
 from clipvis_jax.evaluation.outcomes import Outcome
 from clipvis_jax.evaluation.report.pictures import FramePictures, Scene, draw_video, find_index
 from clipvis_jax.evaluation.video_ap import percent
@@ -54,18 +54,11 @@ def video_cards(
 ) -> tuple[list[Card], list[Card]]:
     """Return the best and the worst videos, with pictures if there is a data set to read them from."""
     best, worst = extremes(scores, outcomes)
-    chosen = set(best) | set(worst)
     outcomes_of: dict[int, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         outcomes_of[outcome.annotation.video_id].append(outcome)
-    results_of: dict[int, list[Result]] = defaultdict(list)
-    for result in sorted(results, key=lambda result: -result.score):
-        if result.video_id in chosen:
-            results_of[result.video_id].append(result)
-    annotations_of: dict[int, list[Annotation]] = defaultdict(list)
-    for annotation in ground_truth.annotations:
-        if annotation.video_id in chosen:
-            annotations_of[annotation.video_id].append(annotation)
+    results_of = by_video(sorted(results, key=lambda result: -result.score))
+    annotations_of = by_video(ground_truth.annotations)
     cards = {}
     for video_id in tqdm([*best, *worst], "pictures", unit="video", disable=not show_progress):
         title, problem = f"Video {video_id}", ""
