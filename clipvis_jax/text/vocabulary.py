@@ -6,7 +6,6 @@ classifier depends on nothing but the names and CLIP, so it is computed once and
 
 import hashlib
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float, Int32
 from tqdm import tqdm
 
 from clipvis_jax.errors import InputError
+from clipvis_jax.io.files import atomic_path
 from clipvis_jax.models.ops import pad_to_multiple
 from clipvis_jax.models.text_classifier import TextClassifier
 from clipvis_jax.text.tokenizer import Tokenizer, clean_text
@@ -223,14 +223,11 @@ def _read_cache(path: Path, num_synonyms: int) -> Float[np.ndarray, "s e"] | Non
 
 
 def _write_cache(path: Path, embeddings: Float[np.ndarray, "s e"]) -> None:
-    """Write embeddings to a temporary place, then move them: no other process ever reads half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder, path.name)
+        with atomic_path(path) as temporary:
             np.savez(temporary, embeddings=embeddings)
-            temporary.replace(path)
-    except OSError as error:
+    except (OSError, InputError) as error:
         warnings.warn(f"{path.parent}: cannot keep the class embeddings here ({error})", stacklevel=3)
 
 
