@@ -3,27 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.table import Table
 from tyro.conf import arg
 
-from clipvis_jax import bundled
-from clipvis_jax.commands import predict_outputs
 from clipvis_jax.commands.interrupt import stopping_at_once
-from clipvis_jax.data.catalog import open_dataset
-from clipvis_jax.data.records import Dataset
-from clipvis_jax.data.shapes.classes import PARTITIONS
-from clipvis_jax.evaluation import ground_truth_from, parse_results
-from clipvis_jax.evaluation.inputs import GroundTruth
-from clipvis_jax.evaluation.outcomes import TrackOutcome, track_outcomes
-from clipvis_jax.inference.dataset_run import DatasetFrames
-from clipvis_jax.inference.loading import enable_compilation_cache, load
-from clipvis_jax.inference.results import Track, VideoResult
-from clipvis_jax.inference.segmenter import InferenceConfig
-from clipvis_jax.media.video_reader import FrameSelection, open_frames
-from clipvis_jax.media.video_writer import VideoWriter
+
+if TYPE_CHECKING:
+    from clipvis_jax.data.records import Dataset
+    from clipvis_jax.evaluation.inputs import GroundTruth
+    from clipvis_jax.evaluation.outcomes import TrackOutcome
+    from clipvis_jax.inference.results import Track, VideoResult
 
 _MIN_SCORE = 0.4
 """Lower ones are mostly second tracks of the same object, which the method does not suppress."""
@@ -52,6 +42,17 @@ class Demo:
             InputError: A bundled file is missing or damaged, or the output folder cannot be used.
         """
         with stopping_at_once():
+            from clipvis_jax import bundled
+            from clipvis_jax.commands import predict_outputs
+            from clipvis_jax.data.catalog import open_dataset
+            from clipvis_jax.evaluation import ground_truth_from, parse_results
+            from clipvis_jax.evaluation.outcomes import track_outcomes
+            from clipvis_jax.inference.dataset_run import DatasetFrames
+            from clipvis_jax.inference.loading import enable_compilation_cache, load
+            from clipvis_jax.inference.segmenter import InferenceConfig
+            from clipvis_jax.media.video_reader import FrameSelection, open_frames
+            from clipvis_jax.media.video_writer import VideoWriter
+
             bundled.check_files()
             dataset = open_dataset(bundled.CLIP)
             source, selection = DatasetFrames(dataset, 0), FrameSelection()
@@ -86,15 +87,15 @@ class Demo:
         print("wrote " + ", ".join(str(path) for path in (*written, clip)))
 
 
-def _with_best_names(result: VideoResult) -> VideoResult:
+def _with_best_names(result: "VideoResult") -> "VideoResult":
     """Keep every track once, under its best name."""
-    best: dict[int, Track] = {}
+    best: dict[int, "Track"] = {}
     for track in result.tracks:
         best.setdefault(track.track_id, track)
     return dataclasses.replace(result, tracks=list(best.values()))
 
 
-def print_tracks(dataset: Dataset, ground_truth: GroundTruth, outcomes: Sequence[TrackOutcome]) -> None:
+def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Sequence[TrackOutcome]") -> None:
     """Print what each track follows, the objects that none follows, and how many were found and named.
 
     Args:
@@ -102,6 +103,11 @@ def print_tracks(dataset: Dataset, ground_truth: GroundTruth, outcomes: Sequence
         ground_truth: The objects, as read from ``dataset``.
         outcomes: What became of every track, see `track_outcomes`.
     """
+    from rich.console import Console
+    from rich.table import Table
+
+    from clipvis_jax.data.shapes.classes import PARTITIONS
+
     seen = {"base": "masks, captions", "novel": "captions", "unseen": "neither"}
     seen_of = {number: f"{part}: {seen[part]}" for part, number in PARTITIONS.items()}
     categories = {category.id: category for category in dataset.categories}
@@ -145,12 +151,12 @@ def print_tracks(dataset: Dataset, ground_truth: GroundTruth, outcomes: Sequence
     )
 
 
-def _found(outcomes: Sequence[TrackOutcome]) -> set[int]:
+def _found(outcomes: "Sequence[TrackOutcome]") -> set[int]:
     """Return the ids of the objects that a track follows."""
     return {outcome.annotation.id for outcome in outcomes if outcome.annotation is not None}
 
 
-def _summary(ground_truth: GroundTruth, outcomes: Sequence[TrackOutcome]) -> str:
+def _summary(ground_truth: "GroundTruth", outcomes: "Sequence[TrackOutcome]") -> str:
     """Say how many objects are found, and how many of them have the correct class name."""
     correct = sum(
         outcome.annotation is not None

@@ -8,13 +8,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from clipvis_jax.commands import predict_outputs
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError
-from clipvis_jax.inference.loading import enable_compilation_cache, load
-from clipvis_jax.inference.segmenter import InferenceConfig
-from clipvis_jax.media.video_reader import FrameSelection, open_frames
-from clipvis_jax.text.vocabulary import check_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +69,11 @@ class Predict:
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"--top-k {self.top_k}: must be 1 or more")
         with stopping_at_once():
+            from clipvis_jax.commands import predict_outputs
+            from clipvis_jax.inference.loading import enable_compilation_cache, load
+            from clipvis_jax.inference.segmenter import InferenceConfig
+            from clipvis_jax.media.video_reader import FrameSelection, open_frames
+
             classes = read_classes(self.classes, self.classes_file)
             selection = FrameSelection(self.start, self.end, self.every)
             config = InferenceConfig(size=self.size, window=self.window, temp_dir=self.out)
@@ -97,6 +97,8 @@ def read_classes(classes: Sequence[str], classes_file: Path | None) -> list[str]
     Raises:
         InputError: There is none, both are given, the file cannot be read, or a name cannot be used.
     """
+    from clipvis_jax.text.vocabulary import check_vocabulary
+
     if classes_file is None:
         if not classes:
             raise InputError("no class given; name them with --classes or --classes-file")
