@@ -44,8 +44,8 @@ TITLES = {
     "components": "Components",
     "weights": "Weights of the classes",
     "matching": "Matching",
-    "K": "Best memory frames K",
-    "T": "Memory length T",
+    "K": "Best frames K of the track history",
+    "T": "Length T of the track history",
     "templates": "Prompt templates",
 }
 METHOD = ("components", "+ mask IoU (the method)")

@@ -53,7 +53,11 @@ class CachedVideo:
 
 
 def collect_video(frames: Iterable[tuple[FrameQueries, MaskResizer]], *, is_image: bool = False) -> CachedVideo:
-    """Gather the predictions of a video of one frame or more, as ``Segmenter.run_network`` gives them."""
+    """Gather the predictions of a video, as ``Segmenter.run_network`` gives them.
+
+    Raises:
+        InputError: There is no frame.
+    """
     fields = ("object_logits", "iou", "query_embed", "visual_embed", "mask_area", "mask_prob_sum")
     columns: dict[str, list[np.ndarray]] = {name: [] for name in fields}
     packed: list[bytes] = []
@@ -68,6 +72,8 @@ def collect_video(frames: Iterable[tuple[FrameQueries, MaskResizer]], *, is_imag
             columns["mask_area"][-1] = np.array([values.size for values in positive], np.float64)
             columns["mask_prob_sum"][-1] = np.array([np.sum(expit(values)) for values in positive])
         sizes = [resizer.logits_size, resizer.padded_size, resizer.valid_size, resizer.original_size]
+    if not sizes:
+        raise InputError("the video has no frame; nothing to segment")
     num_frames = len(columns["iou"])
     return CachedVideo(
         **{name: np.stack(arrays) for name, arrays in columns.items()},

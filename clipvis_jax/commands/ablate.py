@@ -34,11 +34,11 @@ class Ablate:
     images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Image folder, for a data set given as an annotation file."""
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
-    """Use the first N videos only."""
+    """Use the first N videos or images only."""
     k: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (1, 3, 5, 7, 9)
-    """Numbers of best memory frames to try."""
+    """Numbers of best frames of the track history to try."""
     t: Annotated[tuple[int, ...], arg(metavar="T [T ...]")] = (1, 5, 9, 13)
-    """Memory lengths to try."""
+    """Lengths of the track history to try."""
     protocol: Annotated[
         Literal["ytvis", "lvvis", "burst_clipvis", "shapes", "coco", "lvis"] | None,
         arg(
@@ -66,6 +66,8 @@ class Ablate:
         for name, values in {"k": self.k, "t": self.t}.items():
             if not values:
                 raise InputError(f"--{name}: give at least one number")
+            if min(values) < 1:
+                raise InputError(f"--{name} {min(values)}: must be 1 or more")
         with stopping_at_once():
             from tqdm import tqdm
 
@@ -120,8 +122,9 @@ class Ablate:
             results = parse_results(records, ground_truth, source=str(run.folder))
             scores[key] = score_columns(evaluate(ground_truth, results, protocols[0], groups=groups))
         rows = [Row(setting, scores[fingerprint(setting)]) for setting in settings]
+        kind = "images" if dataset.info.is_images else "videos"
         head = (
-            f"# Ablations on {printable(dataset.name)}\n\n{count} of {len(dataset)} videos, protocol "
+            f"# Ablations on {printable(dataset.name)}\n\n{count} of {len(dataset)} {kind}, protocol "
             f"{protocols[0].name}, model `{weights[:12]}`, scores in percent.\n\n"
         )
         texts = {"ablation.md": head + markdown_tables(rows), "ablation.csv": csv_table(rows)}

@@ -47,10 +47,10 @@ def name_option(message: str, arguments: Sequence[str]) -> str:
     """Name the option where the library names a field: "size 5: ..." becomes "--size 5: ..." if --size was given.
 
     Args:
-        message: What the library says: a field, perhaps after the name of its dataclass and a dot, and its value first.
+        message: What the library says: a field, perhaps with its path in the configuration, and its value first.
         arguments: The command line.
     """
-    found = re.match(r"([a-z][\w.]*)(?= (is )?(\S+|[(\[].*?[)\]])[:;])", message)
+    found = re.match(r"([a-z][\w.]*)(?= (\S+|[(\[].*?[)\]]):)", message)
     if found is None or any(" " in argument and message.startswith(argument) for argument in arguments):
         return message  # no field, or a file whose name looks like one with its value
     field = found[1].replace("_", "-")

@@ -32,7 +32,7 @@ USAGE = """usage: clipvis train CONFIG --workdir DIR [--clip DIR] [--init-from D
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """Where a training lives and begins.
+    """Train the decoders under a frozen CLIP, or pretrain a CLIP.
 
     A run that was stopped, by Ctrl-C, SIGTERM or a power cut, goes on where it was: give the same command again. Where
     it begins, the first that applies: (1) the newest whole checkpoint in --workdir; (2) that of --resume; (3) the

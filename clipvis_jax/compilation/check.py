@@ -21,12 +21,13 @@ from clipvis_jax.compilation.hlo_collectives import Collectives, find_collective
 from clipvis_jax.errors import InputError
 from clipvis_jax.loop.matmul_flops import count_matmul_flops
 from clipvis_jax.loop.sharding import make_mesh
+from clipvis_jax.models.backbones import BACKBONES
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
 from clipvis_jax.training.optimizer import make_optimizer
 from clipvis_jax.training.step import abstract_state, check_batch, make_train_step
 from clipvis_jax.training.structs import Targets, TrainingBatch
 from clipvis_jax.training.task import ClipVisExperiment
-from clipvis_jax.weights.published_sizes import BACKBONES, TEXT_TOWERS
+from clipvis_jax.weights.published_sizes import TEXT_TOWERS
 
 _EXAMPLES = "v5e:2x4, v5e:16x16, v4:8x8x8, v5p:4x4x4 or v6e:16x16"
 

@@ -57,7 +57,7 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         if any(size < _STRIDE or size % _STRIDE for size in self.image_size):
-            raise InputError(f"image_size is {self.image_size}; give a height and a width that {_STRIDE} divides")
+            raise InputError(f"data.image_size {self.image_size}: give a height and a width that {_STRIDE} divides")
         for name, low in (
             ("batch_size", 1),
             ("max_instances", 1),
@@ -66,9 +66,9 @@ class PipelineConfig:
             ("batches_ahead", 1),
         ):
             if getattr(self, name) < low:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least {low}")
+                raise InputError(f"data.{name} {getattr(self, name)}: give at least {low}")
         if not 0 <= self.repeat_threshold <= 1:
-            raise InputError(f"repeat_threshold is {self.repeat_threshold}; give a share from 0 to 1")
+            raise InputError(f"data.repeat_threshold {self.repeat_threshold}: give a share from 0 to 1")
 
 
 class HostBatch(NamedTuple):
@@ -228,7 +228,7 @@ def make_train_iterator(
         InputError: The processes do not divide the batch, or there is nothing to train on.
     """
     if config.batch_size % process_count:
-        raise InputError(f"batch_size is {config.batch_size}; give a multiple of the {process_count} processes")
+        raise InputError(f"data.batch_size {config.batch_size}: give a multiple of the {process_count} processes")
     if not dataset.has_annotations:
         raise InputError(f"{dataset.name}: has no annotations; give a data set to train on")
     order = make_example_order(

@@ -165,11 +165,12 @@ class LargeScaleJitter:
     def __post_init__(self) -> None:
         if not 0 < self.min_scale <= self.max_scale:
             raise InputError(
-                f"scales are {self.min_scale} to {self.max_scale}; give two positive numbers, smaller first"
+                f"data.augmentation.min_scale {self.min_scale}: give a positive number, at most max_scale, "
+                f"{self.max_scale}"
             )
         _check_probability(self.flip_probability)
         if not 0 <= self.padding <= 255:
-            raise InputError(f"padding is {self.padding}; give a pixel value from 0 to 255")
+            raise InputError(f"data.augmentation.padding {self.padding}: give a pixel value from 0 to 255")
 
     def draw(self, rng: np.random.Generator, frame_size: tuple[int, int], canvas_size: tuple[int, int]) -> View:
         """Draw a view of a frame; sizes are (height, width)."""
@@ -209,9 +210,12 @@ class ShortSideResize:
 
     def __post_init__(self) -> None:
         if not self.short_sides or min(self.short_sides) < 1:
-            raise InputError(f"short_sides is {self.short_sides}; give one or more positive lengths")
+            raise InputError(f"data.augmentation.short_sides {self.short_sides}: give one or more positive lengths")
         if self.max_long_side < max(self.short_sides):
-            raise InputError(f"max_long_side is {self.max_long_side}; give at least the longest of short_sides")
+            raise InputError(
+                f"data.augmentation.max_long_side {self.max_long_side}: give at least the longest of short_sides, "
+                f"{max(self.short_sides)}"
+            )
         _check_probability(self.flip_probability)
 
     def draw(self, rng: np.random.Generator, frame_size: tuple[int, int], canvas_size: tuple[int, int]) -> View:
@@ -226,4 +230,4 @@ class ShortSideResize:
 
 def _check_probability(flip_probability: float) -> None:
     if not 0 <= flip_probability <= 1:
-        raise InputError(f"flip_probability is {flip_probability}; give a number from 0 to 1")
+        raise InputError(f"data.augmentation.flip_probability {flip_probability}: give a number from 0 to 1")

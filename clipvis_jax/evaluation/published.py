@@ -1,7 +1,7 @@
 """Figures that the authors publish, to compare with.
 
-They are of the authors' released models, evaluated with 9 frames of memory, the 5 best of which are matched. Sources:
-the results table of https://github.com/zwq456/CLIP-VIS, and for novel classes the abstract of
+They are of the authors' released models, evaluated with a track history of 9 frames, the 5 best of which are matched.
+Sources: the results table of https://github.com/zwq456/CLIP-VIS, and for novel classes the abstract of
 https://arxiv.org/abs/2403.12455.
 """
 

@@ -36,9 +36,11 @@ History = tuple[Float[np.ndarray, "q d"], ...]
 class AssociationConfig:
     """How queries are matched over time.
 
-    ``mode`` is one of ``MODES``: ``top_k`` is the paper's matching; ``previous`` looks at the previous frame alone, as
-    MinVIS does; ``all`` averages over the whole track history without selection. ``memory_length`` is the paper's T,
-    the number of frames in the history, ``top_k`` its K.
+    Attributes:
+        mode: One of ``MODES``: top_k is the paper's matching; previous looks at the previous frame alone, as MinVIS
+            does; all averages over the whole track history without selection.
+        memory_length: Number of frames in the track history, the paper's T.
+        top_k: Number of frames of it that decide, the best ones, the paper's K.
     """
 
     mode: str = "top_k"
@@ -47,9 +49,10 @@ class AssociationConfig:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise InputError(f"association mode {self.mode!r}: must be one of {', '.join(MODES)}")
-        if self.memory_length < 1 or self.top_k < 1:
-            raise InputError(f"memory_length {self.memory_length}, top_k {self.top_k}: both must be 1 or more")
+            raise InputError(f"association.mode {self.mode!r}: must be one of {', '.join(MODES)}")
+        for name in ("memory_length", "top_k"):
+            if getattr(self, name) < 1:
+                raise InputError(f"association.{name} {getattr(self, name)}: must be 1 or more")
 
 
 def cheapest_assignment(cost: Float[np.ndarray, "q q"]) -> tuple[float, Int[np.ndarray, " q"]]:

@@ -43,15 +43,10 @@ class FrameStore:
         """Whether the file is gone."""
         return self._file.closed
 
-    def append(self, number: int, frame: FrameQueries) -> None:
-        """Add a frame in track order.
-
-        Args:
-            number: The frame's number, counted from 0.
-            frame: Its predictions.
+    def check_next(self, number: int) -> None:
+        """Make sure that the next frame has this number, counted from 0.
 
         Raises:
-            InputError: No space is left.
             RuntimeError: The file is closed, or has this frame already.
         """
         if self.closed:
@@ -61,6 +56,19 @@ class FrameStore:
                 f"frame {number} follows on an old state, whose video is at frame {len(self._starts)}; go on with the "
                 "newest state, or start with keep_frames=False"
             )
+
+    def append(self, number: int, frame: FrameQueries) -> None:
+        """Add a frame in track order.
+
+        Args:
+            number: The frame's number.
+            frame: Its predictions.
+
+        Raises:
+            InputError: No space is left.
+            RuntimeError: See ``check_next``.
+        """
+        self.check_next(number)
         height, width = frame.mask_logits.shape[1:]
         self._mask_size = height, width
         packed = pack_mask_logits(frame.mask_logits)

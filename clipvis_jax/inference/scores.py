@@ -30,7 +30,7 @@ def object_probs(object_logits: Float[np.ndarray, "... 2"]) -> Float[np.ndarray,
     return expit(object_logits[..., 0] - object_logits[..., 1])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ScoreSums:
     """Sums over the frames seen so far, from which a video's scores follow at any time; float64, as videos are long.
 
@@ -113,7 +113,7 @@ class FrameScores(NamedTuple):
     class_probs: Float[np.ndarray, "q c"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RankedPairs:
     """(track, class) pairs of a video, best first; ``pruned`` marks the frames where a pair's mask is dropped."""
 

@@ -316,6 +316,8 @@ class Segmenter:
         self, state: VideoState, frame: Shaped[np.ndarray, "..."], *, is_image: bool = False
     ) -> tuple[VideoState, FrameQueries]:
         """Run the network on the next frame of a video; returns its predictions in track order."""
+        if state.store is not None:
+            state.store.check_next(state.num_frames)
         window = [self._prepare(frame, state.num_frames, state.sizes, is_image)]
         predictions = jax.device_get(self._start_window(state.classifier, window, 1)[0])
         return state.advance(_frame_of(predictions, 0), window[0][1])

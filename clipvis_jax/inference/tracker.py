@@ -24,7 +24,7 @@ class FrameQueries(NamedTuple):
     mask_prob_sum: Float[np.ndarray, " q"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrackerState:
     """What is known of a video's tracks after some of its frames; ``start`` makes the first state.
 

@@ -32,8 +32,8 @@ class ResNetConfig:
     kind: ClassVar[str] = "resnet"
     text_activation: ClassVar[Activation] = "quick_gelu"
     """Of the text encoders that OpenAI trained with them."""
-    ignores_empty_masks: ClassVar[bool] = True
     # Matches the authors' code: an empty mask leaves the ResNet models undecided between all classes.
+    ignores_empty_masks: ClassVar[bool] = True
     torch_modules: ClassVar[Mapping[str, str]] = {
         r"trunk/stem_conv(\d)": "visual.conv{1}",
         r"trunk/stem_norm(\d)": "visual.bn{1}",

@@ -91,9 +91,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.size < STRIDE or self.size % STRIDE:
-            raise InputError(f"stages: size {self.size}: give a multiple of {STRIDE}")
+            raise InputError(f"stages.size {self.size}: give a multiple of {STRIDE}")
         if not 0 < self.share <= 1:
-            raise InputError(f"stages: share {self.share}: give a share above 0, at most 1")
+            raise InputError(f"stages.share {self.share}: give a share above 0, at most 1")
 
 
 @dataclasses.dataclass(frozen=True)

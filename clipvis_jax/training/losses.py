@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt8
+from tyro.conf import Suppress
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.models import ops
@@ -76,7 +77,7 @@ def _sampled_iou(image: MatchedImage) -> Float[Array, " n"]:
 class Loss:
     """An entry of the losses: how it is computed, and its weight in the total, 0 or more."""
 
-    function: LossFunction
+    function: Suppress[LossFunction]  # no option of the command line
     weight: float = 1.0
 
 
@@ -108,19 +109,19 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if self.num_points < 1:
-            raise InputError(f"losses.num_points {self.num_points}: give at least 1")
+            raise InputError(f"step.losses.num_points {self.num_points}: give at least 1")
         if self.oversampling < 1:
-            raise InputError(f"losses.oversampling {self.oversampling}: give at least 1")
+            raise InputError(f"step.losses.oversampling {self.oversampling}: give at least 1")
         if not 0 <= self.uncertain_share <= 1:
-            raise InputError(f"losses.uncertain_share {self.uncertain_share}: give a share between 0 and 1")
+            raise InputError(f"step.losses.uncertain_share {self.uncertain_share}: give a share between 0 and 1")
         weights = {f"terms.{name}.weight": term.weight for name, term in self.terms.items()}
         for name, weight in ({"no_object_weight": self.no_object_weight} | weights).items():
             if not weight >= 0:
-                raise InputError(f"losses.{name} {weight}: give 0 or more")
+                raise InputError(f"step.losses.{name} {weight}: give 0 or more")
         if not self.terms:
-            raise InputError("losses.terms: has no loss; give at least one")
+            raise InputError("step.losses.terms: has no loss; give at least one")
         if _MATCHED_IOU in self.terms:
-            raise InputError(f"losses.terms.{_MATCHED_IOU}: is the name of a metric; choose another one")
+            raise InputError(f"step.losses.terms.{_MATCHED_IOU}: is the name of a metric; choose another one")
 
     @property
     def num_candidates(self) -> int:

@@ -41,7 +41,7 @@ class MatchingConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_weight") and not value >= 0:
-                raise InputError(f"{field.name} {value}: give 0 or more")
+                raise InputError(f"step.losses.matching.{field.name} {value}: give 0 or more")
 
 
 def matching_costs(

@@ -44,15 +44,15 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "clip_norm", "num_steps", "epsilon"):
             if not getattr(self, name) > 0:
-                raise InputError(f"{name} {getattr(self, name)}: give more than 0")
+                raise InputError(f"optimizer.{name} {getattr(self, name)}: give more than 0")
         for name in ("weight_decay", "warmup_steps", "warmup_factor", "drop_factor"):
             if not getattr(self, name) >= 0:
-                raise InputError(f"{name} {getattr(self, name)}: give 0 or more")
+                raise InputError(f"optimizer.{name} {getattr(self, name)}: give 0 or more")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: give at least 0 and less than 1")
+                raise InputError(f"optimizer.{name} {getattr(self, name)}: give at least 0 and less than 1")
         if list(self.drop_steps) != sorted(set(self.drop_steps)):
-            raise InputError(f"drop_steps {self.drop_steps}: give them in rising order")
+            raise InputError(f"optimizer.drop_steps {self.drop_steps}: give them in rising order")
 
 
 def scale_to_batch(

@@ -40,7 +40,7 @@ class TrainingConfig:
     """How a step is computed.
 
     Args:
-        losses: Weights and points of the losses.
+        losses: What is minimised, and on how many points.
         accumulation: Number of parts in which a batch is done, one after the other, to save memory. The result is that
             of the whole batch, at the price of one more forward pass.
         remat: What the backward pass computes once more instead of keeping it: nothing, the decoders' layers, or the
@@ -55,7 +55,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         if self.accumulation < 1:
-            raise InputError(f"accumulation {self.accumulation}: give at least 1")
+            raise InputError(f"step.accumulation {self.accumulation}: give at least 1")
 
 
 def init_state(
@@ -170,7 +170,8 @@ def check_batch(batch: TrainingBatch, mesh: Mesh, accumulation: int) -> None:
     size, parts = batch.images_u8.shape[0], mesh.size * accumulation
     if size % parts:
         raise InputError(
-            f"batch size {size}: must be a multiple of {parts} ({mesh.size} devices x {accumulation} accumulated parts)"
+            f"data.batch_size {size}: must be a multiple of {parts} ({mesh.size} devices x {accumulation} accumulated "
+            "parts)"
         )
 
 
@@ -184,16 +185,19 @@ def check_matcher(method: MatchingMethod, mesh: Mesh) -> None:
     most = max(Counter(device.process_index for device in devices).values())
     if method == "host" and devices[0].platform == "cpu" and most > 1:
         raise InputError(
-            f"matching.method host: the {most} CPU devices of a process may wait for each other for "
-            "ever; choose matching.method device"
+            f"step.losses.matching.method host: the {most} CPU devices of a process may wait for each other for ever; "
+            "choose device"
         )
 
 
 def first_non_finite(metrics: StepMetrics) -> str | None:
-    """Name what went wrong in a step: the first loss, by layer, that is no finite number, or the gradient."""
-    names, losses = list(metrics.losses), np.stack([np.asarray(x) for x in metrics.losses.values()], axis=-1)
-    for layer, kind in zip(*np.nonzero(~np.isfinite(losses)), strict=True):
-        return f"loss '{names[kind]}' of layer {layer} (of 0..{len(losses) - 1}) is {losses[layer, kind]}"
+    """Name the losses that are not finite, all of the first layer that has any; else the gradient, if it is not."""
+    by_layer = zip(*(np.asarray(losses).tolist() for losses in metrics.losses.values()), strict=True)
+    for layer, losses in enumerate(by_layer):
+        wrong = {name: loss for name, loss in zip(metrics.losses, losses, strict=True) if not np.isfinite(loss)}
+        if wrong:
+            named = ", ".join(f"loss '{name}' is {loss}" for name, loss in wrong.items())
+            return f"in layer {layer} (of 0..{len(metrics.matched_iou) - 1}) {named}"
     if not np.isfinite(norm := float(metrics.gradient_norm)):
         return f"all losses are finite, but the norm of the gradient is {norm}"
     return None

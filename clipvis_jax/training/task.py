@@ -28,6 +28,7 @@ from clipvis_jax.loop.matmul_flops import count_matmul_flops
 from clipvis_jax.loop.sharding import make_mesh, put_batch, replicated
 from clipvis_jax.loop.train_state import TrainState
 from clipvis_jax.media.visualize import color_palette, draw_tracks
+from clipvis_jax.models.backbones import BACKBONES
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig, mask_logits_from
@@ -42,7 +43,6 @@ from clipvis_jax.training.step import (
 )
 from clipvis_jax.training.structs import StepMetrics, Targets, TrainingBatch
 from clipvis_jax.weights.model_folder import ModelFolder, Storage, hash_variables, load_model, save_model
-from clipvis_jax.weights.published_sizes import BACKBONES
 
 _SHOWN_PREDICTIONS = 20
 
@@ -342,7 +342,7 @@ def _open_folders(
     """
     path = clip or init_from
     if path is None:
-        raise InputError("give clip, for new decoders, or init_from, to go on with a model's decoders")
+        raise InputError("give 'clip', for new decoders, or 'init_from', to go on with a model's decoders")
     folder = load_model(path)
     sources = {} if clip is None else {"clip": folder.source}
     backbone = experiment.backbone

@@ -29,17 +29,17 @@ def read_checkpoints(checkpoint: Path | None, clip: Path | None) -> dict[str, np
         InputError: Neither is given, a file cannot be used, or the checkpoint holds no decoders.
     """
     if checkpoint is None and clip is None:
-        raise InputError("give checkpoint (the authors' weights), clip (CLIP alone), or both")
+        raise InputError("give 'checkpoint' (the authors' weights), 'clip' (CLIP alone), or both")
     state_dict = read_state_dict(checkpoint) if checkpoint is not None else {}
     if checkpoint is not None and not _has_decoders(state_dict):
         raise InputError(
-            f"{checkpoint}: holds no decoders (no key starts with '{HEAD_PREFIX}'); give CLIP alone as `clip`"
+            f"{checkpoint}: holds no decoders (no key starts with '{HEAD_PREFIX}'); give CLIP alone as 'clip'"
         )
     if clip is not None:
         decoders = {key: array for key, array in state_dict.items() if not key.startswith(CLIP_PREFIX)}
         clip_only = read_state_dict(clip)
         if _has_decoders(clip_only):
-            raise InputError(f"{clip}: holds trained decoders too; give it as checkpoint")
+            raise InputError(f"{clip}: holds trained decoders too; give it as 'checkpoint'")
         state_dict = decoders | clip_only
     return state_dict
 

@@ -39,16 +39,12 @@ Storage = Literal["float32", "float16"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """What a model folder holds.
-
-    ``text_hash`` is a digest of the text encoder's weights; ``source`` says where the weights come from.
-    """
+    """What a model folder holds; ``source`` says where the weights come from."""
 
     config: ClipVisConfig
     clip_vars: Variables
     params: Variables
     tokenizer: ClipTokenizer
-    text_hash: str
     source: dict[str, Any]
 
 
@@ -139,7 +135,6 @@ def save_model(
     description = {
         "format_version": FORMAT_VERSION,
         "config": config_to_json(config),
-        "text_hash": hash_variables(_as_read(variables["clip_vars"]["text"])),
         "checksum": checksum(variables),
         "source": source,
     }
@@ -177,7 +172,7 @@ def load_model(folder: Path) -> ModelFolder:
         if version <= FORMAT_VERSION:
             config = config_from_json(description["config"])
             shapes = _variable_shapes(config)
-            text_hash, crc, source = (description[name] for name in ("text_hash", "checksum", "source"))
+            crc, source = description["checksum"], description["source"]
     except Exception as error:  # whatever wrong names, types and numbers lead to
         raise InputError(f"{config_file}: damaged ({first_line(error)}); convert the model again") from error
     if version > FORMAT_VERSION:
@@ -196,12 +191,8 @@ def load_model(folder: Path) -> ModelFolder:
     except InputError as error:
         raise InputError(f"{error}; convert the model again") from error
     _check_vocabulary(tokenizer, config.text)
-    variables = _as_read(variables)
-    return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, text_hash, source)
-
-
-def _as_read(variables: Variables) -> Variables:
-    return jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
+    variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
+    return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, source)
 
 
 def _variable_shapes(config: ClipVisConfig) -> dict[str, Any]:

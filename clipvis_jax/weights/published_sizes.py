@@ -4,13 +4,13 @@ A wrong number of decoder layers would load without a word in the authors' code 
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.models.backbones import BACKBONES, KINDS, Backbone
 from clipvis_jax.models.clip_text import Activation, TextConfig
 from clipvis_jax.models.clipvis import ClipVisConfig
+from clipvis_jax.models.layers import count_blocks
 from clipvis_jax.models.pixel_decoder import NUM_LEVELS, PixelDecoderConfig
 from clipvis_jax.models.query_decoder import IouActivation, QueryDecoderConfig
 from clipvis_jax.weights.torch_names import CLIP_PREFIX, HEAD_PREFIX
@@ -59,7 +59,7 @@ def infer_config(
     if not clip:
         raise InputError(
             f"{source}: holds no CLIP weights (no key starts with '{CLIP_PREFIX}'); "
-            "give CLIP in a file of its own, as `clip`"
+            "give CLIP in a file of its own, as 'clip'"
         )
     try:
         backbone = _infer_backbone(clip, source)
@@ -74,11 +74,6 @@ def infer_config(
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{source}: an entry has an unexpected shape ({error})") from None
     return config, bool(head)
-
-
-def _count(shapes: Shapes, pattern: str) -> int:
-    """Count the different values of the number that a pattern captures."""
-    return len({m[1] for key in shapes if (m := re.match(pattern, key))})
 
 
 def _infer_backbone(clip: Shapes, source: str) -> Backbone:
@@ -99,7 +94,7 @@ def _infer_text(clip: Shapes, backbone: Backbone, activation: Activation | None,
     return TextConfig(
         width=width,
         num_heads=num_heads,
-        num_layers=_count(clip, r"transformer\.resblocks\.(\d+)\."),
+        num_layers=count_blocks(clip, "transformer.resblocks."),
         context_length=clip["positional_embedding"][0],
         vocab_size=clip["token_embedding.weight"][0],
         embed_dim=embed_dim,
@@ -121,7 +116,7 @@ def _infer_pixel_decoder(head: Shapes) -> PixelDecoderConfig:
     config = PixelDecoderConfig(
         dim=head["pixel_decoder.input_proj.0.0.weight"][0],
         mask_dim=head["pixel_decoder.mask_features.weight"][0],
-        num_layers=_count(head, re.escape(layer) + r"\.(\d+)\."),
+        num_layers=count_blocks(head, f"{layer}."),
         ffn_dim=head[f"{layer}.0.linear1.weight"][0],
     )
     samples = head[f"{layer}.0.self_attn.attention_weights.weight"][0]
@@ -132,7 +127,7 @@ def _infer_query_decoder(head: Shapes) -> QueryDecoderConfig:
     queries, dim = head["predictor.query_feat.weight"]
     return QueryDecoderConfig(
         num_queries=queries,
-        num_layers=_count(head, r"predictor\.transformer_ffn_layers\.(\d+)\."),
+        num_layers=count_blocks(head, "predictor.transformer_ffn_layers."),
         dim=dim,
         mask_dim=head["predictor.mask_embed.layers.2.weight"][0],
         ffn_dim=head["predictor.transformer_ffn_layers.0.linear1.weight"][0],

@@ -9,7 +9,7 @@ import pytest
 from small_videos import write_videos
 from tiny import tiny_model_folder
 
-from clipvis_jax.ablation.prediction_cache import load_video
+from clipvis_jax.ablation.prediction_cache import collect_video, load_video
 from clipvis_jax.ablation.replay import cache_dataset, replay_dataset
 from clipvis_jax.ablation.settings import SINGLE_TEMPLATE, Setting, fingerprint, paper_settings
 from clipvis_jax.ablation.tables import Row, csv_table, markdown_tables, plot_table
@@ -121,6 +121,11 @@ def test_tables():
     assert len(table) == 3
 
 
+def test_a_video_without_frames_is_bad_input():
+    with pytest.raises(InputError, match="no frame"):
+        collect_video([])
+
+
 def test_plot(tmp_path):
     rows = [Row(Setting("K", str(k)), {"AP": 0.1 * k}) for k in (1, 3)]
     plot_table(tmp_path / "a.svg", rows, "K")
@@ -139,6 +144,8 @@ def test_command(model, dataset, tmp_path, capsys):
     assert [row["setting"] for row in rows if row["table"] == "K"] == ["1", "2"]
     assert main([*command, "--limit", "0"]) == 2
     assert "--limit 0" in capsys.readouterr().err
+    assert main([*command, "--k", "5", "0"]) == 2
+    assert "--k 0: must be 1 or more" in capsys.readouterr().err
 
 
 def test_protocol_is_checked_before_the_work(dataset, tmp_path, capsys):

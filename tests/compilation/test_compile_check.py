@@ -230,7 +230,7 @@ def test_a_step_sends_its_gradients_and_sums_and_nothing_else(tiny_backbone):
 
 
 def test_a_step_is_not_compiled_for_a_batch_that_chips_do_not_divide(tiny_backbone):
-    with pytest.raises(InputError, match="batch size 6: must be a multiple of 4"):
+    with pytest.raises(InputError, match=r"data.batch_size 6: must be a multiple of 4"):
         compile_step(experiment(6), jax.devices()[:4], "here")
     with pytest.raises(InputError, match="choose a backbone"):
         compile_step(dataclasses.replace(experiment(), backbone=None), jax.devices()[:4], "here")

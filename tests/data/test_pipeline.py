@@ -359,7 +359,7 @@ def test_workers_end_with_their_parent(tmp_path, arguments):
 
 
 def test_bad_processes_and_data():
-    with pytest.raises(InputError, match="batch_size is 4; give a multiple of the 3 processes"):
+    with pytest.raises(InputError, match=r"data.batch_size 4: give a multiple of the 3 processes"):
         make_train_iterator(make_dataset(), CONFIG, process_index=0, process_count=3)
     with pytest.raises(InputError, match="memory: has no annotations"):
         make_train_iterator(dataclasses.replace(make_dataset(), has_annotations=False), CONFIG)
@@ -372,13 +372,13 @@ def test_bad_processes_and_data():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": (1000, 1024)}, r"image_size is \(1000, 1024\)"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"max_instances": 0}, "max_instances is 0"),
-        ({"num_workers": -1}, "num_workers is -1"),
-        ({"batches_ahead": 0}, "batches_ahead is 0"),
-        ({"max_unreadable": -1}, "max_unreadable is -1"),
-        ({"repeat_threshold": 1.5}, "repeat_threshold is 1.5"),
+        ({"image_size": (1000, 1024)}, r"data.image_size \(1000, 1024\)"),
+        ({"batch_size": 0}, "data.batch_size 0"),
+        ({"max_instances": 0}, "data.max_instances 0"),
+        ({"num_workers": -1}, "data.num_workers -1"),
+        ({"batches_ahead": 0}, "data.batches_ahead 0"),
+        ({"max_unreadable": -1}, "data.max_unreadable -1"),
+        ({"repeat_threshold": 1.5}, "data.repeat_threshold 1.5"),
     ],
 )
 def test_bad_settings(change, message):

@@ -222,12 +222,12 @@ def test_run_lengths_of_another_size_are_refused(counts):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LargeScaleJitter(min_scale=0.0), "scales are"),
-        (lambda: LargeScaleJitter(min_scale=2.0, max_scale=1.0), "scales are"),
-        (lambda: LargeScaleJitter(flip_probability=1.5), "flip_probability is 1.5"),
-        (lambda: LargeScaleJitter(padding=256), "padding is 256"),
+        (lambda: LargeScaleJitter(min_scale=0.0), "data.augmentation.min_scale 0.0"),
+        (lambda: LargeScaleJitter(min_scale=2.0, max_scale=1.0), "data.augmentation.min_scale 2.0"),
+        (lambda: LargeScaleJitter(flip_probability=1.5), "data.augmentation.flip_probability 1.5"),
+        (lambda: LargeScaleJitter(padding=256), "data.augmentation.padding 256"),
         (lambda: ShortSideResize(short_sides=()), "short_sides"),
-        (lambda: ShortSideResize(max_long_side=100), "max_long_side is 100"),
+        (lambda: ShortSideResize(max_long_side=100), "data.augmentation.max_long_side 100"),
     ],
 )
 def test_bad_settings(make, message):

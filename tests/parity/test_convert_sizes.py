@@ -11,10 +11,11 @@ import pytest
 from conftest import GOLDENS
 from oracles import install_torchvision_stub
 
+from clipvis_jax.models.backbones import BACKBONES
 from clipvis_jax.models.clip_convnext import ConvNextConfig
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
-from clipvis_jax.weights.published_sizes import BACKBONES, TEXT_TOWERS, infer_config
+from clipvis_jax.weights.published_sizes import TEXT_TOWERS, infer_config
 from clipvis_jax.weights.torch_names import CLIP_PREFIX, HEAD_PREFIX, IGNORED, TorchEntry, leaf_paths, torch_entry
 
 install_torchvision_stub()

@@ -11,9 +11,9 @@ from conftest import golden
 from tiny import tiny_model
 
 from clipvis_jax.loop.path_rules import apply_rules
+from clipvis_jax.models.backbones import BACKBONES
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
 from clipvis_jax.training.optimizer import DECAY_RULES, OptimizerConfig, make_optimizer, make_schedule, scale_to_batch
-from clipvis_jax.weights.published_sizes import BACKBONES
 from clipvis_jax.weights.torch_names import leaf_paths, torch_entry
 
 

@@ -18,7 +18,7 @@ from clipvis_jax.training.losses import LossConfig
 from clipvis_jax.training.matching import MatchingConfig
 from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer
 from clipvis_jax.training.step import TrainingConfig, check_matcher, first_non_finite, init_state, make_train_step
-from clipvis_jax.training.structs import Targets, TrainingBatch
+from clipvis_jax.training.structs import StepMetrics, Targets, TrainingBatch
 from clipvis_jax.weights.convert import to_state_dict
 from clipvis_jax.weights.torch_names import leaf_paths
 
@@ -157,9 +157,18 @@ def test_a_step_that_is_not_finite_changes_no_parameter_and_is_named():
     before = jax.device_get(state)
     step = make_train_step(model, TrainingConfig(losses=LossConfig(num_points=64)), optimizer, mesh)
     state, metrics = step(state, clip_vars, put_batch(numpy_batch(), mesh))
-    assert first_non_finite(metrics) == "loss 'iou' of layer 0 (of 0..3) is nan"
+    assert first_non_finite(metrics) == "in layer 0 (of 0..3) loss 'iou' is nan"
     jax.tree.map(np.testing.assert_array_equal, (before.params, before.opt_state), (state.params, state.opt_state))
     assert int(state.step) == 1
+
+
+def test_all_losses_of_the_first_layer_that_are_not_finite_are_named():
+    fine = np.ones(3, np.float32)
+    losses = {"mask": np.array([1, np.nan, 1], np.float32), "dice": np.array([1, np.inf, np.nan], np.float32)}
+    metrics = StepMetrics(np.float32(1), losses | {"object": fine}, fine, np.float32(np.nan))
+    assert first_non_finite(metrics) == "in layer 1 (of 0..2) loss 'mask' is nan, loss 'dice' is inf"
+    metrics = StepMetrics(np.float32(1), {"object": fine}, fine, np.float32(np.nan))
+    assert "the norm of the gradient is nan" in first_non_finite(metrics)
 
 
 def test_a_process_has_a_stretch_of_the_batch():
@@ -182,7 +191,7 @@ def test_a_batch_that_does_not_divide_is_refused():
     mesh = make_mesh()
     state = init_state(model, optimizer, mesh, seed=0)
     step = make_train_step(model, TrainingConfig(accumulation=2), optimizer, mesh)
-    with pytest.raises(InputError, match=r"batch size 8: must be a multiple of 16 \(8 devices x 2 accumulated parts\)"):
+    with pytest.raises(InputError, match=r"data.batch_size 8: .* multiple of 16 \(8 devices x 2 accumulated parts\)"):
         step(state, clip_vars, put_batch(batch, mesh))
     with pytest.raises(ValueError, match="accumulation 0"):
         TrainingConfig(accumulation=0)
@@ -192,7 +201,7 @@ def test_the_host_does_not_match_for_several_cpu_devices_of_a_process():
     """With fewer threads than devices plus one, realistic sizes wait for ever."""
     model, _, _ = tiny_model("rn")
     config = TrainingConfig(losses=LossConfig(matching=MatchingConfig("host")))
-    message = r"^matching.method host: the 8 CPU devices .*; choose matching.method device"
+    message = r"^step.losses.matching.method host: the 8 CPU devices .*; choose device"
     with pytest.raises(InputError, match=message):
         make_train_step(model, config, make_optimizer(OptimizerConfig()), make_mesh())
     check_matcher("host", make_mesh(devices=jax.devices()[:1]))

@@ -30,7 +30,6 @@ from clipvis_jax.weights.model_folder import (
     check_target,
     config_from_json,
     config_to_json,
-    hash_variables,
     load_model,
     save_model,
 )
@@ -88,7 +87,6 @@ def test_float16_makes_the_folder_smaller_and_is_read_as_float32(made: Path, tmp
     rounded = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), (whole.clip_vars, whole.params))
     assert jax.tree.all(jax.tree.map(np.array_equal, (read.clip_vars, read.params), rounded))
     assert {leaf.dtype for leaf in jax.tree.leaves(read.params)} == {np.dtype("float32")}
-    assert read.text_hash == hash_variables(read.clip_vars["text"])
 
     def size(folder: Path) -> int:
         return sum(file.stat().st_size for file in (folder / "variables").rglob("*"))

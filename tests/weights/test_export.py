@@ -59,7 +59,6 @@ def test_what_is_exported_converts_to_the_same_model(model, tmp_path, capsys):
     assert "not trained" not in capsys.readouterr().out
     expected, found = load_model(folder), load_model(again)
     assert found.config == expected.config
-    assert found.text_hash == expected.text_hash
     variables, same = (found.clip_vars, found.params), (expected.clip_vars, expected.params)
     assert jax.tree.structure(variables) == jax.tree.structure(same)
     for (path, a), b in zip(jax.tree.leaves_with_path(variables), jax.tree.leaves(same), strict=True):
