@@ -42,6 +42,8 @@ class Predict:
     """Use every N-th frame."""
     on_error: Literal["stop", "skip"] = "stop"
     """Where a video cannot be decoded: stop with an error, or skip those frames and say which are missing."""
+    max_pixels: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 80 million)")] = None
+    """Refuse larger frames (width times height), which may take gigabytes; images may have up to 178 million."""
     size: Annotated[
         int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 480 for a video, 800 for an image)")
     ] = None
@@ -68,16 +70,21 @@ class Predict:
             raise InputError(f"--min-score {self.min_score}: must be between 0 and 1")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"--top-k {self.top_k}: must be 1 or more")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise InputError(f"--max-pixels {self.max_pixels}: must be 1 or more")
         with stopping_at_once():
             from clipvis_jax.commands import predict_outputs
             from clipvis_jax.inference.loading import enable_compilation_cache, load
             from clipvis_jax.inference.segmenter import InferenceConfig
+            from clipvis_jax.media.images import MAX_PIXELS
             from clipvis_jax.media.video_reader import FrameSelection, open_frames
 
             classes = read_classes(self.classes, self.classes_file)
             selection = FrameSelection(self.start, self.end, self.every)
             config = InferenceConfig(size=self.size, window=self.window, temp_dir=self.out)
-            source = open_frames(self.source, selection, on_error=self.on_error)
+            source = open_frames(
+                self.source, selection, on_error=self.on_error, max_pixels=self.max_pixels or MAX_PIXELS
+            )
             if self.overlay and predict_outputs.overlay_path(self.out, source).resolve() == self.source.resolve():
                 raise InputError(f"{self.source}: the overlay would replace it; choose another --out")
             enable_compilation_cache()

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,20 +31,22 @@ _TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+MAX_PIXELS = 80_000_000
+"""Pixels of a frame beyond which it is refused unless more are allowed; one takes some 20 bytes per pixel."""
 _NO_DURATION_MS = 100  # what browsers make of a duration of 0
 _REDUCED_COPY = 1  # bit of a TIFF page's tag NewSubfileType
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: Path, max_pixels: int = sys.maxsize) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file as 8-bit RGB, turned by its EXIF orientation; nothing else of its metadata is looked at.
 
     16-bit pixels are scaled, transparent ones blended with black.
 
     Raises:
-        InputError: the file cannot be read, has several pages (`read_pages` reads them), has more pixels than
-            Pillow allows (179 million), or has 32-bit pixels, for which no range is defined.
+        InputError: the file cannot be read, has several pages (`read_pages` reads them), has more than `max_pixels`
+            pixels or more than Pillow allows (179 million), or has 32-bit pixels, for which no range is defined.
     """
-    return _read(path, str(path))
+    return _read(path, str(path), max_pixels)
 
 
 def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -52,10 +55,10 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         InputError: see `read_image`.
     """
-    return _read(io.BytesIO(data), name)
+    return _read(io.BytesIO(data), name, sys.maxsize)
 
 
-def page_durations_ms(path: Path) -> list[float | None]:
+def page_durations_ms(path: Path, max_pixels: int = sys.maxsize) -> list[float | None]:
     """Measure the pages of an animation or a multi-page file: for how many milliseconds each is shown.
 
     A TIFF's pages have no duration (None), nor has the page of a still image. A page of duration 0 counts 100 ms,
@@ -66,7 +69,7 @@ def page_durations_ms(path: Path) -> list[float | None]:
     """
     with _opened(path, str(path)) as image:
         durations_ms: list[float | None] = []
-        for page in _pages(image):
+        for page in _pages(image, str(path), max_pixels):
             if image.format in ("WEBP", "AVIF"):
                 page.load()  # only then is the duration known
             is_timed = image.format in ("GIF", "PNG", "WEBP", "AVIF")
@@ -74,20 +77,20 @@ def page_durations_ms(path: Path) -> list[float | None]:
         return durations_ms if len(durations_ms) > 1 else [None]
 
 
-def read_pages(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+def read_pages(path: Path, max_pixels: int = sys.maxsize) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Read the pages of an animation or a multi-page file as 8-bit RGB, one after the other.
 
     Raises:
         InputError: see `read_image`.
     """
     with _opened(path, str(path)) as image:
-        for page in _pages(image):
+        for page in _pages(image, str(path), max_pixels):
             yield _rgb(page, str(path))
 
 
-def _read(source: Path | io.BytesIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def _read(source: Path | io.BytesIO, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     with _opened(source, name) as image:
-        pages = _pages(image)
+        pages = _pages(image, name, max_pixels)
         page_u8 = _rgb(next(pages), name)
         if next(pages, None) is not None:
             raise InputError(f"{name}: has several pages where one image is needed; save its pages as files")
@@ -137,8 +140,17 @@ def _register_heif(name: str) -> None:
     pillow_heif.register_heif_opener()
 
 
-def _pages(image: Image.Image) -> Iterator[Image.Image]:
+def check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
+    """Refuse a frame that is too large to be decoded; the message calls its file `name`."""
+    if width * height > max_pixels:
+        raise InputError(
+            f"{name}: is {width} x {height} pixels, more than {max_pixels:,}; make it smaller or allow more (max-pixels)"
+        )
+
+
+def _pages(image: Image.Image, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Give the pages that are shown: no preview beside a JPEG, no reduced copy of a TIFF's page."""
+    check_pixels(*image.size, name, max_pixels)
     if image.format == "MPO":
         yield image
         return
@@ -147,6 +159,7 @@ def _pages(image: Image.Image) -> Iterator[Image.Image]:
         is_stand_in = index == 0 and image.info.get("default_image", False)
         is_reduced = isinstance(page, TiffImageFile) and index > 0 and page.tag_v2.get(254, 0) & _REDUCED_COPY
         if not is_stand_in and not is_reduced:
+            check_pixels(*page.size, name, max_pixels)
             yield page
 
 

@@ -18,7 +18,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Int32, UInt8
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.media.images import blend_with_black
+from clipvis_jax.media.images import MAX_PIXELS, blend_with_black, check_pixels
 
 # Named, because FFmpeg otherwise opens lists of other files (ffconcat, HLS) and whatever else a text may be.
 _CONTAINERS = (
@@ -65,18 +65,20 @@ class VideoDecoder:
         path: the file.
         on_error: what happens at a packet that cannot be decoded or a file that is cut off: the reading ends with an
             InputError ("stop"), or goes on after it, with a warning that names the missing frames ("skip").
+        max_pixels: a larger frame is refused.
 
     Raises:
         InputError: the file is no video that can be read, or its first frame cannot be decoded.
     """
 
-    def __init__(self, path: Path, on_error: Literal["stop", "skip"] = "stop") -> None:
+    def __init__(self, path: Path, on_error: Literal["stop", "skip"] = "stop", max_pixels: int = MAX_PIXELS) -> None:
         self.path = path
         self.skipped: list[int] = []
         self.count = 0
         self._skips = on_error == "skip"
         with _opened(path) as container:
             stream = _film(container, path)
+            check_pixels(stream.codec_context.width, stream.codec_context.height, str(path), max_pixels)
             self._stream_index = stream.index
             rate = stream.average_rate or stream.guessed_rate
             if stream.duration is not None:

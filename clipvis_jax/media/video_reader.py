@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.media.images import IMAGE_SUFFIXES, list_images, page_durations_ms, read_image, read_pages
+from clipvis_jax.media.images import IMAGE_SUFFIXES, MAX_PIXELS, list_images, page_durations_ms, read_image, read_pages
 from clipvis_jax.media.video_decoder import VideoDecoder
 
 
@@ -81,7 +81,11 @@ class FrameSource(Protocol):
 
 
 def open_frames(
-    path: str | Path, selection: FrameSelection | None = None, *, on_error: Literal["stop", "skip"] = "stop"
+    path: str | Path,
+    selection: FrameSelection | None = None,
+    *,
+    on_error: Literal["stop", "skip"] = "stop",
+    max_pixels: int = MAX_PIXELS,
 ) -> FrameSource:
     """Open a video file, an animation, a folder of images or an image.
 
@@ -101,6 +105,7 @@ def open_frames(
         selection: which frames are used; by default all.
         on_error: what happens where a video cannot be decoded or is cut off: "stop" raises InputError there; "skip"
             goes on after it, and a warning names the missing frames.
+        max_pixels: a larger frame is refused before it is decoded; Pillow itself opens images up to 179 million.
 
     Raises:
         InputError: the input cannot be used; one line that names the file and says what to do.
@@ -110,7 +115,7 @@ def open_frames(
     try:
         size = path.stat().st_size
         if path.is_dir():
-            return _ImageSource("folder", path.resolve().name, list_images(path), selection)
+            return _ImageSource("folder", path.resolve().name, list_images(path), selection, max_pixels)
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
     if not path.is_file():
@@ -118,29 +123,37 @@ def open_frames(
     if size == 0:
         raise InputError(f"{path}: is empty (0 bytes); copy or download it again")
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return _VideoSource(path, selection, on_error)
-    durations_ms = page_durations_ms(path)
+        return _VideoSource(path, selection, on_error, max_pixels)
+    durations_ms = page_durations_ms(path, max_pixels)
     if len(durations_ms) > 1:
-        return _PageSource(path, durations_ms, selection)
-    return _ImageSource("image", path.name, [path], selection)
+        return _PageSource(path, durations_ms, selection, max_pixels)
+    return _ImageSource("image", path.name, [path], selection, max_pixels)
 
 
 class _ImageSource(FrameSource):
     """Images that are already listed; see FrameSource."""
 
-    def __init__(self, kind: Literal["folder", "image"], name: str, paths: list[Path], selection: FrameSelection):
+    def __init__(
+        self,
+        kind: Literal["folder", "image"],
+        name: str,
+        paths: list[Path],
+        selection: FrameSelection,
+        max_pixels: int,
+    ) -> None:
         self._numbers = selection.numbers(len(paths))
         if not self._numbers:
             raise _starts_too_late(paths[0] if kind == "image" else paths[0].parent, len(paths), selection)
         self.kind = kind
         self.name = name
-        self.height, self.width = read_image(paths[self._numbers[0]]).shape[:2]
+        self.height, self.width = read_image(paths[self._numbers[0]], max_pixels).shape[:2]
         self.expected_frames = len(self._numbers)
         self._paths = paths
+        self._max_pixels = max_pixels
 
     def __iter__(self) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
         for number in self._numbers:
-            frame_u8 = read_image(self._paths[number])
+            frame_u8 = read_image(self._paths[number], self._max_pixels)
             _check_size(self, number, frame_u8, self._paths[number])
             yield number, frame_u8
 
@@ -148,14 +161,16 @@ class _ImageSource(FrameSource):
 class _PageSource(FrameSource):
     """The pages of an animation or a multi-page file; see FrameSource."""
 
-    def __init__(self, path: Path, durations_ms: list[float | None], selection: FrameSelection) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, durations_ms: list[float | None], selection: FrameSelection, max_pixels: int
+    ) -> None:
+        self._path, self._max_pixels = path, max_pixels
         self._numbers = selection.numbers(len(durations_ms))
         if not self._numbers:
             raise _starts_too_late(path, len(durations_ms), selection)
         self.kind = "video"
         self.name = path.name
-        self.height, self.width = next(read_pages(path)).shape[:2]
+        self.height, self.width = next(read_pages(path, max_pixels)).shape[:2]
         self.expected_frames = len(self._numbers)
         if known_ms := [duration_ms for duration_ms in durations_ms if duration_ms is not None]:
             self.fps = 1000 * len(known_ms) / sum(known_ms)
@@ -163,7 +178,7 @@ class _PageSource(FrameSource):
             self.frame_times_s = {number: starts_ms[number] / 1000 for number in self._numbers}
 
     def __iter__(self) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-        for number, page_u8 in enumerate(read_pages(self._path)):
+        for number, page_u8 in enumerate(read_pages(self._path, self._max_pixels)):
             if number >= self._numbers.stop:
                 return
             _check_size(self, number, page_u8, self._path)
@@ -174,8 +189,10 @@ class _PageSource(FrameSource):
 class _VideoSource(FrameSource):
     """A video file; see FrameSource."""
 
-    def __init__(self, path: Path, selection: FrameSelection, on_error: Literal["stop", "skip"]) -> None:
-        self._decoder = VideoDecoder(path, on_error)
+    def __init__(
+        self, path: Path, selection: FrameSelection, on_error: Literal["stop", "skip"], max_pixels: int
+    ) -> None:
+        self._decoder = VideoDecoder(path, on_error, max_pixels)
         self._selection = selection
         self.kind = "video"
         self.name = path.name

@@ -26,6 +26,7 @@ from clipvis_jax.data import annotation_index
 from clipvis_jax.data.formats import BURST, COCO, YOUTUBE_VIS
 from clipvis_jax.data.formats.parts import read_category
 from clipvis_jax.data.frames import decode_frame
+from clipvis_jax.data.image_folder import ImageFolder
 from clipvis_jax.data.raw import RawDataset
 
 
@@ -334,6 +335,12 @@ def test_decoded_frames_have_the_annotated_size(tmp_path):
         decode_frame(dataset, 1, 1, dataset[1])
     with pytest.raises(InputError, match=r"annotations: b/2.jpg: is not an image that can be read"):
         decode_frame(dataset, 1, 2, dataset[1])
+
+
+def test_an_image_that_is_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"a.jpg: is not a file \(video 7\); give an image"):
+        ImageFolder(tmp_path).read("a.jpg", "video 7")
 
 
 def test_mistakes_are_found_early(tmp_path):

@@ -380,6 +380,24 @@ def test_postscript_is_not_run(tmp_path: Path, name: str, monkeypatch: pytest.Mo
     assert "is not an image that can be read" in refusal(tmp_path / name)
 
 
+def test_frames_larger_than_allowed_are_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    pages = [Image.fromarray(pixels), Image.fromarray(np.zeros((40, 30, 3), np.uint8))]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    for name, allowed, size in (("a.png", 599, "30 x 20"), ("a.tiff", 1199, "30 x 40")):
+        message = refusal(tmp_path / name, max_pixels=allowed)
+        expected = f": is {size} pixels, more than {allowed:,}; make it smaller or allow more (max-pixels)"
+        assert message == str(tmp_path / name) + expected
+    assert len(list(open_frames(tmp_path / "a.png", max_pixels=600))) == 1
+    assert "more than 100; make it smaller" in refusal(CASES / "sar.mp4", max_pixels=100)
+
+
+def test_a_large_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    Image.new("1", (10_000, 8_001)).save(tmp_path / "large.png")
+    assert "is 10000 x 8001 pixels, more than 80,000,000" in refusal(tmp_path / "large.png")
+
+
 def test_a_bomb_of_pixels_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
