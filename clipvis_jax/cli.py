@@ -1,7 +1,6 @@
 """The command line, ``clipvis``: finds the command, and says in one line what went wrong."""
 
 import importlib
-import io
 import logging
 import sys
 import warnings
@@ -11,6 +10,7 @@ from threading import Timer
 from typing import Any, NamedTuple
 
 from clipvis_jax.commands.interrupt import GOES_ON, STOPPED, remembering_ctrl_c, stopping_at_once
+from clipvis_jax.commands.printing import unfailing_printing
 from clipvis_jax.errors import InputError, printable
 from clipvis_jax.version import __version__
 
@@ -56,10 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # What a terminal's encoding lacks, as Latin-1 a dash, is printed as its number; stderr does so by itself.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    with unfailing_printing():
+        return _run(sys.argv[1:] if argv is None else list(argv))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run the command; see ``main``."""
     if arguments == ["--version"]:
         print(f"clipvis {__version__}")
         return 0

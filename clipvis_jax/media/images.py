@@ -144,7 +144,7 @@ def check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     """Refuse a frame that is too large to be decoded; the message calls its file `name`."""
     if width * height > max_pixels:
         raise InputError(
-            f"{name}: is {width} x {height} pixels, more than {max_pixels:,}; make it smaller or allow more (max-pixels)"
+            f"{name}: is {width} x {height} pixels, more than {max_pixels:,}; shrink it or allow more (max-pixels)"
         )
 
 

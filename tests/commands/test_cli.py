@@ -207,12 +207,12 @@ def test_a_file_is_no_field_whatever_its_name() -> None:
 
 PREDICT_OPTIONS = (
     "--model DIR|--classes NAME [NAME ...]|--classes-file FILE|--out DIR|--start N|--end N|--every N"
-    "|--on-error {stop,skip}|--size PIXELS|--top-k N|--min-score SCORE|--no-overlay|--dtype {float32,bfloat16}"
-    "|--window N"
+    "|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--top-k N|--min-score SCORE|--no-overlay"
+    "|--dtype {float32,bfloat16}|--window N"
 )
 CONVERT_OPTIONS = (
-    "--out DIR|--checkpoint FILE|--clip FILE|--tokenizer NAME|--activation {quick_gelu,gelu}|--text-heads N|--seed N"
-    "|--overwrite"
+    "--out DIR|--checkpoint FILE|--clip FILE|--tokenizer NAME|--activation {quick_gelu,gelu}|--text-heads N"
+    "|--iou-head {sigmoid,relu}|--seed N|--overwrite"
 )
 
 
@@ -654,3 +654,18 @@ def test_a_warning_cannot_control_the_terminal(monkeypatch, capsys):
         warnings.simplefilter("always")
         assert main(["predict", "clip.mp4", "--model", "model", "--classes", "dog"]) == 0
     assert capsys.readouterr().err == "clipvis: warning: \\x1b[2Jclip.mp4:\\nis long\n"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
+@pytest.mark.parametrize("stdout", ["full disk", "closed pipe", "none"])
+def test_what_cannot_be_printed_fails_nothing(arguments: list[str], stdout: str) -> None:
+    shell = {"full disk": '"$@" > /dev/full', "closed pipe": '"$@" | true; exit ${PIPESTATUS[0]}', "none": '"$@" >&-'}
+    command = ["bash", "-c", shell[stdout], "bash", sys.executable, "-m", "clipvis_jax.cli", *arguments]
+    done = subprocess.run(command, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_error_that_cannot_be_printed_keeps_its_code() -> None:
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run([sys.executable, "-m", "clipvis_jax.cli", "dance"], stderr=full, check=False)
+    assert done.returncode == 2

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,16 @@ def test_a_name_is_text_and_facts_are_those_of_the_rules(tmp_path, capsys):
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["max_results"] == [1, 10, 100, 300]
     assert metrics["metrics"]["lvis"]["stats"]["AR300"] > 0
+
+
+def test_scores_are_written_whether_or_not_they_can_be_printed(tmp_path):
+    case = CASE.parent / "coco_rules"
+    command = ["eval", "--dataset", case / "instances_val2017.json", "--metrics-only", case / "coco_results.json"]
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        python = [sys.executable, "-m", "clipvis_jax.cli", *command, "--out", tmp_path]
+        done = subprocess.run(python, stdout=full, stderr=full, check=False)
+    assert done.returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "report.html"}
 
 
 def test_defaults_follow_the_kind_of_input(model):

@@ -387,10 +387,10 @@ def test_frames_larger_than_allowed_are_refused(tmp_path: Path) -> None:
     pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
     for name, allowed, size in (("a.png", 599, "30 x 20"), ("a.tiff", 1199, "30 x 40")):
         message = refusal(tmp_path / name, max_pixels=allowed)
-        expected = f": is {size} pixels, more than {allowed:,}; make it smaller or allow more (max-pixels)"
+        expected = f": is {size} pixels, more than {allowed:,}; shrink it or allow more (max-pixels)"
         assert message == str(tmp_path / name) + expected
     assert len(list(open_frames(tmp_path / "a.png", max_pixels=600))) == 1
-    assert "more than 100; make it smaller" in refusal(CASES / "sar.mp4", max_pixels=100)
+    assert "more than 100; shrink it" in refusal(CASES / "sar.mp4", max_pixels=100)
 
 
 def test_a_large_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
