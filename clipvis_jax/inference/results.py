@@ -46,8 +46,8 @@ class Track:
     """One instance over a whole video (or image) under one class.
 
     ``track_id`` numbers the instance: the same instance may appear under several classes. ``class_index`` counts
-    from 0 in the order of the vocabulary. ``score`` is 0..1. ``segmentations`` holds one mask per frame, empty
-    where the instance is absent.
+    from 0 in the order of the vocabulary. ``score`` is 0..1 (a ReLU mask-IoU head may exceed 1). ``segmentations``
+    holds one mask per frame, empty where the instance is absent.
     """
 
     track_id: int
