@@ -3,13 +3,16 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from clipvis_jax.inference.segmenter import Background
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,13 @@ class Predict:
     """Class names; synonyms of one class are separated by commas: "dog, puppy"."""
     classes_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Text file with one class per line, synonyms separated by commas; instead of --classes."""
+    background: Annotated[
+        tuple[str, ...],
+        arg(metavar="auto|none|FILE|NAME [NAME ...]", help_behavior_hint="(default: auto, or none with --min-score 0)"),
+    ] = ()
+    """What else the video may show: names that take part in the classification and are left out of the results. Without
+    any, all that is found gets one of the class names. auto: the model's own list, or some 300 everyday things, for
+    fewer than 50 classes. FILE: a text file with one name per line."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_out")
     """Folder for the results; made if it does not exist. Results of an earlier run are replaced."""
     start: Annotated[int, arg(metavar="N")] = 0
@@ -51,7 +61,7 @@ class Predict:
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 100 for an image)")] = None
     """Number of (track, class) pairs."""
     min_score: Annotated[float, arg(metavar="SCORE")] = 0.2
-    """Leave out pairs with a lower score, 0 to 1; 0 gives exactly the method's results."""
+    """Leave out pairs with a lower score, 0 to 1; 0, without --background, gives exactly the method's results."""
     overlay: Annotated[bool, arg(help_behavior_hint="")] = True
     """Do not write the overlay."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -80,6 +90,7 @@ class Predict:
             from clipvis_jax.media.video_reader import FrameSelection, open_frames
 
             classes = read_classes(self.classes, self.classes_file)
+            background = self._read_background()
             selection = FrameSelection(self.start, self.end, self.every)
             config = InferenceConfig(size=self.size, window=self.window, temp_dir=self.out)
             source = open_frames(
@@ -90,12 +101,35 @@ class Predict:
             enable_compilation_cache()
             segmenter = load(self.model, dtype=self.dtype, config=config)
         with predict_outputs.output_folder(self.out) as out:
-            result = segmenter.predict(source, classes, top_k=self.top_k, min_score=self.min_score, show_progress=True)
+            result = segmenter.predict(
+                source,
+                classes,
+                background=background,
+                top_k=self.top_k,
+                min_score=self.min_score,
+                show_progress=True,
+            )
             written = predict_outputs.write_results(
                 out, result, source, selection, overlay=self.overlay, show_progress=True
             )
         predict_outputs.print_summary(result, predict_outputs.frame_numbers(source, selection, result.num_frames))
         print("wrote " + " and ".join(str(path) for path in written))
+
+    def _read_background(self) -> "Background":
+        """Return the background names that are asked for.
+
+        Raises:
+            InputError: The file cannot be read, or a name cannot be used.
+        """
+        given = self.background or ("none" if self.min_score == 0 else "auto",)
+        if given in {("auto",), ("none",)}:
+            return "auto" if given == ("auto",) else ()
+        if len(given) == 1 and (given[0].endswith(".txt") or Path(given[0]).is_file()):
+            return read_classes((), Path(given[0]))
+        try:
+            return read_classes(given, None)
+        except InputError as error:
+            raise InputError(f"--background: {error}") from error
 
 
 def read_classes(classes: Sequence[str], classes_file: Path | None) -> list[str]:

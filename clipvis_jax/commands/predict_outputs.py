@@ -89,7 +89,8 @@ def write_tracks(file: TextIO, result: VideoResult, source: FrameSource, selecti
 
     ``results`` is a list of YouTube-VIS results with ``category_name`` and ``track_id`` added; ``categories`` and
     ``video`` say what their ids and frames are. Of a video file, ``video`` also holds ``frame_times_s`` (seconds since
-    its first frame), and ``skipped_frames`` (their numbers) if selected ones could not be decoded.
+    its first frame), and ``skipped_frames`` (their numbers) if selected ones could not be decoded. ``background`` lists
+    the names that took part in the classification besides the categories, if any did.
     """
     video = {
         "id": 1,
@@ -112,6 +113,8 @@ def write_tracks(file: TextIO, result: VideoResult, source: FrameSource, selecti
             for index, name in enumerate(result.class_names, start=1)
         ],
     }
+    if result.background:
+        head["background"] = list(result.background)
     # Track by track: the masks of all need not fit into memory.
     file.write(json.dumps(head)[:-1] + ', "results": [')
     for position, track in enumerate(result.tracks):
@@ -164,6 +167,8 @@ def print_summary(result: VideoResult, numbers: Sequence[int], console: Console 
     if not result.tracks:
         console.print(f"{title}; a lower --min-score shows more")
         return
+    if result.background:
+        title += f", {len(result.background)} background names"
     table = Table(title=title, title_justify="left")
     for heading in ("track", "class", "score", "frames", "first-last", "mean area"):
         table.add_column(heading, justify="left" if heading == "class" else "right")

@@ -63,13 +63,17 @@ class Track:
 
 @dataclasses.dataclass(frozen=True)
 class VideoResult:
-    """All tracks of a video, best first."""
+    """All tracks of a video, best first.
+
+    ``background`` are the names that took part in the classification besides ``class_names``; no track has one.
+    """
 
     tracks: list[Track]
     class_names: tuple[str, ...]
     height: int
     width: int
     num_frames: int
+    background: tuple[str, ...] = ()
 
     def to_ytvis(self, video_id: int = 1, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Write the tracks as YouTube-VIS results.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -30,9 +30,13 @@ from clipvis_jax.models import ops
 from clipvis_jax.models.clipvis import ClipVis, Variables
 from clipvis_jax.models.structs import FramePredictions
 from clipvis_jax.models.text_classifier import TextClassifier
+from clipvis_jax.text.background import LONG_VOCABULARY, everyday_names, unsaid_names
 from clipvis_jax.text.tokenizer import Tokenizer
-from clipvis_jax.text.vocabulary import PROMPT_TEMPLATES, encode_vocabulary
+from clipvis_jax.text.vocabulary import PROMPT_TEMPLATES, check_vocabulary, encode_vocabulary, parse_synonyms
 from clipvis_jax.weights.model_folder import hash_variables
+
+Background = Sequence[str] | Literal["auto"]
+"""Background names, or "auto": the model's own, or everyday things, for vocabularies of fewer than 50 classes."""
 
 _Prepared = tuple[UInt8[np.ndarray, "h_pad w_pad 3"], MaskResizer]
 """A frame as the network takes it, and its sizes."""
@@ -106,6 +110,7 @@ class Segmenter:
         params: The trained decoders; may be replaced.
         config: How videos are run.
         source: Where the weights come from.
+        background: The model's own background names, which "auto" stands for; None: everyday things.
     """
 
     def __init__(
@@ -118,8 +123,10 @@ class Segmenter:
         config: InferenceConfig | None = None,
         cache_dir: Path | None = None,
         source: Mapping[str, Any] | None = None,
+        background: Sequence[str] | None = None,
     ) -> None:
         self.model = model
+        self.background = None if background is None else tuple(background)
         self.source = dict(source or {})
         self.config = config or InferenceConfig()
         self.clip_vars, self.params = jax.device_put((clip_vars, params))
@@ -137,6 +144,7 @@ class Segmenter:
         source: str | Path | FrameSource,
         classes: Sequence[str],
         *,
+        background: Background = (),
         top_k: int | None = None,
         min_score: float = 0.0,
         show_progress: bool = False,
@@ -146,6 +154,9 @@ class Segmenter:
         Args:
             source: A path, or frames opened by ``clipvis_jax.media.video_reader.open_frames``.
             classes: Class names; synonyms of one class are separated by commas.
+            background: Names of what else the video may show, which take part in the classification and are left out
+                of the results. The method has none, so that whatever is found is one of ``classes``; with few classes,
+                take "auto".
             top_k: Number of (track, class) pairs; by default the method's 50, for an image its 100.
             min_score: Pairs with a lower score are left out, 0..1.
             show_progress: Show progress bars.
@@ -158,10 +169,11 @@ class Segmenter:
         if source.kind == "image":
             _, image = next(iter(source))
             top_k = IMAGE_TOP_K if top_k is None else top_k
-            return self.predict_image(image, classes, top_k=top_k, min_score=min_score)
+            return self.predict_image(image, classes, background=background, top_k=top_k, min_score=min_score)
         return self.predict_video(
             (frame for _, frame in source),
             classes,
+            background=background,
             top_k=VIDEO_TOP_K if top_k is None else top_k,
             min_score=min_score,
             num_frames=source.expected_frames,
@@ -173,6 +185,7 @@ class Segmenter:
         frames: Iterable[UInt8[np.ndarray, "h w 3"]],
         classes: Sequence[str],
         *,
+        background: Background = (),
         top_k: int = VIDEO_TOP_K,
         min_score: float = 0.0,
         num_frames: int | None = None,
@@ -182,7 +195,7 @@ class Segmenter:
 
         ``frames`` is read in another thread, up to two windows ahead.
         """
-        state = self.start(classes, show_progress=show_progress)
+        state = self.start(classes, background=background, show_progress=show_progress)
         with state:
             with tqdm(total=num_frames, desc="segmenting", unit="frame", disable=not show_progress) as bar:
                 for predictions, sizes in self.run_network(state.classifier, frames):
@@ -215,20 +228,30 @@ class Segmenter:
         image: UInt8[np.ndarray, "h w 3"],
         classes: Sequence[str],
         *,
+        background: Background = (),
         top_k: int = IMAGE_TOP_K,
         min_score: float = 0.0,
     ) -> VideoResult:
         """Segment one RGB image by the image model's scores; see ``predict``."""
-        state, tracked = self._advance(self.start(classes, keep_frames=False), image, is_image=True)
+        state = self.start(classes, background=background, keep_frames=False)
+        state, tracked = self._advance(state, image, is_image=True)
         return state.image_result(tracked, top_k=top_k, min_score=min_score)
 
     # --- frame by frame -----------------------------------------------------------------------------------------------
 
-    def start(self, classes: Sequence[str], *, keep_frames: bool = True, show_progress: bool = False) -> VideoState:
+    def start(
+        self,
+        classes: Sequence[str],
+        *,
+        background: Background = (),
+        keep_frames: bool = True,
+        show_progress: bool = False,
+    ) -> VideoState:
         """Begin a video that comes frame by frame.
 
         Args:
             classes: Class names; synonyms of one class are separated by commas.
+            background: See ``predict``.
             keep_frames: Keep on disk what ``finish`` needs of every frame. Without, a stream may go on for ever.
             show_progress: Show a progress bar while a large vocabulary is encoded.
 
@@ -237,14 +260,15 @@ class Segmenter:
         """
         if isinstance(classes, str):
             raise InputError(f"classes {classes!r}: a list of class names expected, not one text")
-        names = tuple(classes)
-        key = names, self._text_digest()
+        names, background = tuple(classes), self._background(classes, background)
+        key = names, background, self._text_digest()
         if self._vocabulary is None or self._vocabulary[0] != key:
-            self._vocabulary = key, self.encode_classes(names, show_progress=show_progress)
+            self._vocabulary = key, self.encode_classes(names, background=background, show_progress=show_progress)
         num_tracks = self.model.config.query_decoder.num_queries
         tracker = TrackerState.start(num_tracks, len(names), self.config.association, self.config.scores)
         store = FrameStore(num_tracks, len(names), self.config.temp_dir) if keep_frames else None
-        return VideoState(names, self._vocabulary[1], tracker, store)
+        used = tuple(unsaid_names(background, check_vocabulary(names)))
+        return VideoState(names, self._vocabulary[1], tracker, store, background=used)
 
     def step(
         self,
@@ -280,6 +304,7 @@ class Segmenter:
         self,
         classes: Sequence[str],
         *,
+        background: Background = (),
         templates: Sequence[str] = PROMPT_TEMPLATES,
         show_progress: bool = False,
     ) -> TextClassifier:
@@ -290,6 +315,7 @@ class Segmenter:
         """
         return encode_vocabulary(
             classes,
+            background=self._background(classes, background),
             tokenizer=self._tokenizer,
             encode_tokens=lambda tokens: self._encode_text(self.clip_vars, tokens),
             weights_hash=self._text_digest(),
@@ -297,6 +323,16 @@ class Segmenter:
             cache_dir=self._cache_dir,
             show_progress=show_progress,
         )
+
+    def _background(self, classes: Sequence[str], background: Background) -> tuple[str, ...]:
+        """Return background names, of which those that compete with a class are not yet left out."""
+        if background != "auto":
+            if isinstance(background, str):
+                raise InputError(f'background {background!r}: give a list of names, or "auto"')
+            return tuple(dict.fromkeys(part for name in background for part in parse_synonyms(name)))
+        if len(classes) >= LONG_VOCABULARY:
+            return ()
+        return everyday_names() if self.background is None else self.background
 
     def _text_digest(self) -> str:
         """Digest all that decides on a text's embedding: the weights as they are now, activation, heads and type."""

@@ -32,6 +32,7 @@ class VideoState:
         tracker: The tracks so far.
         store: Past frames, compressed, on disk; None where none are kept, so that there is no final result.
         sizes: The sizes of all frames; None before the first.
+        background: Names behind the vocabulary in ``classifier``, which are left out of results.
     """
 
     class_names: tuple[str, ...]
@@ -39,6 +40,7 @@ class VideoState:
     tracker: TrackerState
     store: FrameStore | None = None
     sizes: MaskResizer | None = None
+    background: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Delete what is kept of past frames on disk."""
@@ -161,7 +163,7 @@ class VideoState:
             Track(track, index, self.class_names[index], score, segmentations)
             for track, index, score, segmentations in zip(*columns, strict=True)
         ]
-        return VideoResult(named, self.class_names, height, width, self.num_frames)
+        return VideoResult(named, self.class_names, height, width, self.num_frames, self.background)
 
 
 def _run_lengths(mask: Bool[np.ndarray, "h w"]) -> str:

@@ -19,6 +19,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.io.files import atomic_path
 from clipvis_jax.models.ops import pad_to_multiple
 from clipvis_jax.models.text_classifier import TextClassifier
+from clipvis_jax.text.background import unsaid_names
 from clipvis_jax.text.tokenizer import Tokenizer, clean_text
 
 PROMPT_TEMPLATES = (
@@ -108,6 +109,7 @@ def make_text_classifier(embeddings: Float[np.ndarray, "s e"], synonym_counts: S
 def encode_vocabulary(
     class_names: Sequence[str],
     *,
+    background: Sequence[str] = (),
     tokenizer: Tokenizer,
     encode_tokens: Callable[[Int32[Array, "n l"]], Float[Array, "n e"]],
     weights_hash: str,
@@ -120,6 +122,8 @@ def encode_vocabulary(
 
     Args:
         class_names: Class names, with synonyms after commas. Used as they stand: underscores are not spaces.
+        background: Names, without synonyms, of what else frames show; they become further classes behind the others.
+            Those that compete with a class are left out, see ``unsaid_names``.
         tokenizer: The tokenizer that the text encoder was trained with.
         encode_tokens: The text encoder, jitted: token ids, cut to any length up to the context length, to the
             feature (not normalised) at each row's largest token id.
@@ -138,23 +142,34 @@ def encode_vocabulary(
         InputError: See ``check_vocabulary``; or the tokenizer's vocabulary cannot write a name.
     """
     vocabulary = check_vocabulary(class_names)
-    synonym_counts = [len(synonyms) for synonyms in vocabulary]
     _warn_of_unknown_words(class_names, tokenizer)
-    cache_file = None
-    if cache_dir is not None:
-        fingerprint = [_CACHE_VERSION, vocabulary, list(templates), weights_hash, tokenizer.fingerprint]
-        digest = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
-        cache_file = cache_dir / f"text_{digest}.npz"
-        cached = _read_cache(cache_file, sum(synonym_counts))
-        if cached is not None:
-            return make_text_classifier(cached, synonym_counts)
 
-    prompts = [template.format(synonym) for synonyms in vocabulary for synonym in synonyms for template in templates]
-    _warn_of_cut_names(class_names, synonym_counts, len(templates), tokenizer.too_long(prompts))
-    features = _encode_prompts(tokenizer(prompts), encode_tokens, batch_size, show_progress)
-    embeddings = average_templates(features.reshape(sum(synonym_counts), len(templates), -1))
-    if cache_file is not None:
-        _write_cache(cache_file, embeddings)
+    def embed(names: Sequence[Sequence[str]]) -> Float[np.ndarray, "s e"]:
+        """Embed every synonym."""
+        num_synonyms = sum(map(len, names))
+        cache_file = None
+        if cache_dir is not None:
+            fingerprint = [_CACHE_VERSION, names, list(templates), weights_hash, tokenizer.fingerprint]
+            digest = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
+            cache_file = cache_dir / f"text_{digest}.npz"
+            cached = _read_cache(cache_file, num_synonyms)
+            if cached is not None:
+                return cached
+        prompts = [template.format(synonym) for synonyms in names for synonym in synonyms for template in templates]
+        _warn_of_cut_names(names, len(templates), tokenizer.too_long(prompts))
+        features = _encode_prompts(tokenizer(prompts), encode_tokens, batch_size, show_progress)
+        embeddings = average_templates(features.reshape(num_synonyms, len(templates), -1))
+        if cache_file is not None:
+            _write_cache(cache_file, embeddings)
+        return embeddings
+
+    embeddings, synonym_counts = embed(vocabulary), [len(synonyms) for synonyms in vocabulary]
+    if background:
+        # All of them are encoded, so that the cache serves every vocabulary.
+        kept = set(unsaid_names(background, vocabulary))
+        rows = [place for place, name in enumerate(background) if name in kept]
+        embeddings = np.concatenate([embeddings, embed([(name,) for name in background])[rows]])
+        synonym_counts += [1] * len(rows)
     return make_text_classifier(embeddings, synonym_counts)
 
 
@@ -188,15 +203,13 @@ def _encode_prompts(
     return features
 
 
-def _warn_of_cut_names(
-    class_names: Sequence[str], synonym_counts: Sequence[int], num_templates: int, cut_prompts: Sequence[int]
-) -> None:
-    class_of_prompt = np.repeat(np.arange(len(class_names)), np.asarray(synonym_counts) * num_templates)
-    cut = [class_names[i] for i in np.unique(class_of_prompt[list(cut_prompts)])]
+def _warn_of_cut_names(classes: Sequence[Sequence[str]], num_templates: int, cut_prompts: Sequence[int]) -> None:
+    class_of_prompt = np.repeat(np.arange(len(classes)), [len(synonyms) * num_templates for synonyms in classes])
+    cut = [", ".join(classes[i]) for i in np.unique(class_of_prompt[list(cut_prompts)])]
     if cut:
         named = ", ".join(repr(name) for name in cut[:_NAMES_IN_WARNING])
         more = f" and {len(cut) - _NAMES_IN_WARNING} more" if len(cut) > _NAMES_IN_WARNING else ""
-        warnings.warn(f"class names longer than CLIP's context were cut: {named}{more}", stacklevel=3)
+        warnings.warn(f"class names longer than CLIP's context were cut: {named}{more}", stacklevel=4)
 
 
 def _warn_of_unknown_words(class_names: Sequence[str], tokenizer: Tokenizer) -> None:
