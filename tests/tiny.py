@@ -12,7 +12,7 @@ from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.models.clipvis import ClipVis
 from clipvis_jax.text.tokenizer import make_tokenizer
 from clipvis_jax.weights.convert import from_state_dict
-from clipvis_jax.weights.model_folder import save_model
+from clipvis_jax.weights.model_folder import RunDefaults, save_model
 
 TOP_K = 15
 SIZE = 64
@@ -91,5 +91,6 @@ def tiny_tokenizer():
 def tiny_model_folder(path, family):
     """Write a whole model folder with a tiny model, which takes any class names; returns its path."""
     config, clip_vars, params = from_state_dict(wordy_state_dict(family), source=family, text_heads=4)
-    save_model(path, config, clip_vars, params, tiny_tokenizer(), source={})
+    # Without background names, of which hundreds would be encoded.
+    save_model(path, config, clip_vars, params, tiny_tokenizer(), source={}, run_defaults=RunDefaults(background=()))
     return path

@@ -48,7 +48,8 @@ class Ablate:
     ] = None
     """Official evaluator to follow."""
     size: Annotated[
-        int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 480 for videos, 800 for images)")
+        int | None,
+        arg(metavar="PIXELS", help_behavior_hint="(default: the model's, or 480 for videos, 800 for images)"),
     ] = None
     """Shorter side that frames are resized to for the network."""
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50 per video, 100 per image)")] = None

@@ -17,7 +17,14 @@ from clipvis_jax.models.query_decoder import IouActivation
 from clipvis_jax.text.tokenizer import load_tokenizer
 from clipvis_jax.version import __version__
 from clipvis_jax.weights.convert import from_state_dict, read_checkpoints
-from clipvis_jax.weights.model_folder import FORMAT_VERSION, check_target, config_from_json, save_model
+from clipvis_jax.weights.model_folder import (
+    FORMAT_VERSION,
+    RunDefaults,
+    check_target,
+    config_from_json,
+    run_defaults_from_json,
+    save_model,
+)
 from clipvis_jax.weights.published_sizes import describe, infer_config
 from clipvis_jax.weights.state_dicts import file_sha256, read_metadata
 from clipvis_jax.weights.torch_names import CLIP_PREFIX
@@ -86,7 +93,7 @@ class Convert:
             check_target(self.out, overwrite=self.overwrite)
             files = {"checkpoint": self.checkpoint, "clip": self.clip}
             state_dict = read_checkpoints(self.checkpoint, self.clip)
-            stored = self._stored_config(state_dict)
+            stored, run_defaults = self._stored_config(state_dict)
             config, clip_vars, params = from_state_dict(
                 state_dict,
                 source=" + ".join(str(path) for path in files.values() if path),
@@ -104,6 +111,7 @@ class Convert:
             clip_vars,
             params,
             tokenizer,
+            run_defaults=run_defaults,
             source=source | {"converter": f"clipvis_jax {__version__}", "seed": self.seed},
             overwrite=self.overwrite,
         )
@@ -117,46 +125,47 @@ class Convert:
             print(f"the decoders are not trained: random values from seed {self.seed}")
         print(f"wrote {self.out}")
 
-    def _stored_config(self, state_dict: Mapping[str, np.ndarray]) -> ClipVisConfig | None:
+    def _stored_config(self, state_dict: Mapping[str, np.ndarray]) -> tuple[ClipVisConfig | None, RunDefaults]:
         """Read the configuration of an exported checkpoint, None without one; another CLIP has its own sizes.
 
         Raises:
             InputError: It cannot be read, or an option contradicts it.
         """
-        config = read_config(self.checkpoint) if self.checkpoint else None
+        config, run_defaults = read_config(self.checkpoint) if self.checkpoint else (None, RunDefaults())
         if config is None:
-            return None
+            return None, run_defaults
         self._check_option("--iou-head", self.iou_head, config.query_decoder.iou_activation)
         if self.clip:
             shapes = {key: array.shape for key, array in state_dict.items() if key.startswith(CLIP_PREFIX)}
             other_clip, _ = infer_config(
                 shapes, source=str(self.clip), activation=self.activation, text_heads=self.text_heads
             )
-            return dataclasses.replace(config, backbone=other_clip.backbone, text=other_clip.text)
+            return dataclasses.replace(config, backbone=other_clip.backbone, text=other_clip.text), run_defaults
         self._check_option("--activation", self.activation, config.text.activation)
         self._check_option("--text-heads", self.text_heads, config.text.num_heads)
-        return config
+        return config, run_defaults
 
     def _check_option(self, option: str, given: object, stored: object) -> None:
         if given not in (None, stored):
             raise InputError(f"{option} {given}: {self.checkpoint} says {stored}; leave the option out")
 
 
-def read_config(path: Path) -> ClipVisConfig | None:
-    """Read the configuration that 'clipvis export' wrote into a file; None if there is none.
+def read_config(path: Path) -> tuple[ClipVisConfig | None, RunDefaults]:
+    """Read the configuration and the run defaults that 'clipvis export' wrote into a file; None if there is none.
 
     Raises:
         InputError: It is damaged, or one of a newer version.
     """
     text = read_metadata(path).get(CONFIG_KEY)
     if text is None:
-        return None
+        return None, RunDefaults()
     try:
         description = json.loads(text)
         version = description["format_version"]
         is_newer = version > FORMAT_VERSION
         if not is_newer:
             config = config_from_json(description["config"])
+            run_defaults = run_defaults_from_json(description.get("inference", {}))
             # Sizes that do not go together show here.
             for init in (ClipVis(config).init_clip, ClipVis(config).init_decoders):
                 jax.eval_shape(init, jax.random.key(0))
@@ -168,4 +177,4 @@ def read_config(path: Path) -> ClipVisConfig | None:
         raise InputError(
             f"{path}: its {CONFIG_KEY} has format_version {version}, newer than this program; update clipvis-jax"
         )
-    return config
+    return config, run_defaults

@@ -58,7 +58,7 @@ class Demo:
             source, selection = DatasetFrames(dataset, 0), FrameSelection()
             names = [category.name for category in dataset.categories]
             enable_compilation_cache()
-            segmenter = load(bundled.MODEL, config=InferenceConfig(size=bundled.SIZE, temp_dir=self.out))
+            segmenter = load(bundled.MODEL, config=InferenceConfig(temp_dir=self.out))
         with predict_outputs.output_folder(self.out) as out:
             result = segmenter.predict(source, names, min_score=_MIN_SCORE, show_progress=True)
             written = predict_outputs.write_results(out, result, source, selection, overlay=True, show_progress=True)

@@ -79,7 +79,10 @@ class Evaluate:
     """Largest submission that the server takes."""
     size: Annotated[
         int | None,
-        arg(metavar="PIXELS", help_behavior_hint="(default: the configuration's, or 480 for videos, 800 for images)"),
+        arg(
+            metavar="PIXELS",
+            help_behavior_hint="(default: the configuration's, the model's, or 480 for videos, 800 for images)",
+        ),
     ] = None
     """Shorter side that frames are resized to for the network."""
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50 per video, 100 per image)")] = None
@@ -197,11 +200,12 @@ class Evaluate:
         top_k = self.top_k or (IMAGE_TOP_K if is_images else VIDEO_TOP_K)
         config = dataclasses.replace(
             inference,
-            size=inference.shorter_side(is_image=is_images) if self.size is None else self.size,
+            size=inference.size if self.size is None else self.size,
             window=inference.window if self.window is None else self.window,
             temp_dir=self.out,
         )
         segmenter = load(self.model, dtype=self.dtype, config=config)
+        config = dataclasses.replace(segmenter.config, size=segmenter.config.shorter_side(is_image=is_images))
         weights = hash_variables({"clip_vars": segmenter.clip_vars, "params": segmenter.params})
         settings = dataclasses.asdict(config) | {"window": config.window_size, "dtype": self.dtype, "top_k": top_k}
         del settings["temp_dir"]

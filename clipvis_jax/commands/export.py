@@ -49,7 +49,11 @@ class Export:
         with atomic_path(self.out) as temporary:
             model = load_model(self.model)
             state_dict = to_state_dict(model.config, model.clip_vars, model.params)
-            description = {"format_version": FORMAT_VERSION, "config": config_to_json(model.config)}
+            description = {
+                "format_version": FORMAT_VERSION,
+                "config": config_to_json(model.config),
+                "inference": dataclasses.asdict(model.run_defaults),
+            }
             metadata = {"written_by": f"clipvis_jax {__version__}", CONFIG_KEY: json.dumps(description)}
             write_state_dict(temporary, state_dict, metadata=metadata)
         print(describe(model.config))

@@ -55,13 +55,14 @@ class Predict:
     max_pixels: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 80 million)")] = None
     """Refuse larger frames (width times height), which may take gigabytes; images may have up to 178 million."""
     size: Annotated[
-        int | None, arg(metavar="PIXELS", help_behavior_hint="(default: 480 for a video, 800 for an image)")
+        int | None,
+        arg(metavar="PIXELS", help_behavior_hint="(default: the model's, or 480 for a video, 800 for an image)"),
     ] = None
     """Shorter side that frames are resized to for the network."""
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 100 for an image)")] = None
     """Number of (track, class) pairs."""
     min_score: Annotated[float, arg(metavar="SCORE")] = 0.2
-    """Leave out pairs with a lower score, 0 to 1; 0, without --background, gives exactly the method's results."""
+    """Leave out pairs with a lower score, 0 to 1; 0 gives exactly the method's results."""
     overlay: Annotated[bool, arg(help_behavior_hint="")] = True
     """Do not write the overlay."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -28,6 +28,7 @@ class DatasetInfo:
         published_as: The name under which the authors publish figures for it (see ``evaluation.published``), if any.
         novel_names: Names of classes to report as novel, where the categories do not say so themselves.
         authors_novel_names: Those that the authors' script tells in effect; it breaks some names in two.
+        background: Background names of models that are trained on it, see ``text.background``; None: everyday ones.
         purpose: What it is for, where anything else would make scores worthless; None: for anything.
     """
 
@@ -37,6 +38,7 @@ class DatasetInfo:
     published_as: str | None = None
     novel_names: tuple[str, ...] = ()
     authors_novel_names: tuple[str, ...] = ()
+    background: tuple[str, ...] | None = None
     purpose: Literal["training", "evaluation"] | None = None
 
     @property

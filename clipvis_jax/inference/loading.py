@@ -1,5 +1,6 @@
 """Open a model folder as a segmenter."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -35,7 +36,8 @@ def load(
         folder: The model folder.
         dtype: Type of the computation. ``float32`` equals the authors' results; ``bfloat16`` halves the memory of
             activations and comes without a promise of parity.
-        config: How videos are run: input size, window, association, scores.
+        config: How videos are run: input size, window, association, scores. Where it has no size, that of the model
+            folder is taken.
 
     Raises:
         InputError: Not a model folder, or a damaged one.
@@ -52,9 +54,12 @@ def make_segmenter(
     config: "InferenceConfig | None" = None,
 ) -> "Segmenter":
     """Make the content of a model folder ready to run; see ``load``."""
-    from clipvis_jax.inference.segmenter import Segmenter  # noqa: PLC0415
+    from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter  # noqa: PLC0415
     from clipvis_jax.models.clipvis import ClipVis  # noqa: PLC0415
 
+    config = config or InferenceConfig()
+    if config.size is None:
+        config = dataclasses.replace(config, size=model.run_defaults.size)
     return Segmenter(
         ClipVis(model.config, dtype=dtype),
         model.clip_vars,
@@ -63,4 +68,5 @@ def make_segmenter(
         config=config,
         cache_dir=cache_folder() / "text",
         source=model.source,
+        background=model.run_defaults.background,
     )

@@ -42,7 +42,7 @@ from clipvis_jax.training.step import (
     state_shardings,
 )
 from clipvis_jax.training.structs import StepMetrics, Targets, TrainingBatch
-from clipvis_jax.weights.model_folder import ModelFolder, Storage, hash_variables, load_model, save_model
+from clipvis_jax.weights.model_folder import ModelFolder, RunDefaults, Storage, hash_variables, load_model, save_model
 
 _SHOWN_PREDICTIONS = 20
 
@@ -300,6 +300,7 @@ class ClipVisTask:
             self._fetch(state.params),
             self._folder.tokenizer,
             source={**source, **self._sources},
+            run_defaults=RunDefaults(self._experiment.evaluation.inference.size, self._dataset.info.background),
             storage=self._experiment.storage,
             overwrite=True,
         )

@@ -38,6 +38,19 @@ Storage = Literal["float32", "float16"]
 
 
 @dataclasses.dataclass(frozen=True)
+class RunDefaults:
+    """How a model is run where nothing else is asked for; it stands in its folder.
+
+    Attributes:
+        size: Shorter side of the network's input, in pixels; None: the method's.
+        background: The model's own background names (see ``text.background``); None: everyday things.
+    """
+
+    size: int | None = None
+    background: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelFolder:
     """What a model folder holds; ``source`` says where the weights come from."""
 
@@ -46,6 +59,7 @@ class ModelFolder:
     params: Variables
     tokenizer: ClipTokenizer
     source: dict[str, Any]
+    run_defaults: RunDefaults = RunDefaults()
 
 
 def config_to_json(config: ClipVisConfig) -> dict[str, Any]:
@@ -67,6 +81,20 @@ def config_from_json(data: dict[str, Any]) -> ClipVisConfig:
         pixel_decoder=PixelDecoderConfig(**data["pixel_decoder"]),
         query_decoder=QueryDecoderConfig(**data["query_decoder"]),
     )
+
+
+def run_defaults_from_json(data: dict[str, Any]) -> RunDefaults:
+    """Read run defaults from JSON, as ``dataclasses.asdict`` gives them.
+
+    Raises:
+        TypeError, ValueError: They cannot be that.
+    """
+    size, names = data.get("size"), data.get("background")
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"size {size}: a number of pixels expected")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise TypeError("background: a list of names expected")
+    return RunDefaults(size, None if names is None else tuple(names))
 
 
 def hash_variables(variables: Variables) -> str:
@@ -115,6 +143,7 @@ def save_model(
     tokenizer: ClipTokenizer,
     *,
     source: dict[str, Any],
+    run_defaults: RunDefaults = RunDefaults(),
     storage: Storage = "float32",
     overwrite: bool = False,
 ) -> None:
@@ -136,6 +165,7 @@ def save_model(
         "format_version": FORMAT_VERSION,
         "config": config_to_json(config),
         "checksum": checksum(variables),
+        "inference": dataclasses.asdict(run_defaults),
         "source": source,
     }
     is_first = jax.process_index() == 0
@@ -173,6 +203,8 @@ def load_model(folder: Path) -> ModelFolder:
             config = config_from_json(description["config"])
             shapes = _variable_shapes(config)
             crc, source = description["checksum"], description["source"]
+            # Folders of older versions have none.
+            run_defaults = run_defaults_from_json(description.get("inference", {}))
     except Exception as error:  # whatever wrong names, types and numbers lead to
         raise InputError(f"{config_file}: damaged ({first_line(error)}); convert the model again") from error
     if version > FORMAT_VERSION:
@@ -192,7 +224,7 @@ def load_model(folder: Path) -> ModelFolder:
         raise InputError(f"{error}; convert the model again") from error
     _check_vocabulary(tokenizer, config.text)
     variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
-    return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, source)
+    return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, source, run_defaults)
 
 
 def _variable_shapes(config: ClipVisConfig) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def test_demo_into_a_folder_that_cannot_be(place, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_scores(tmp_path):
-    options = ["--limit", "8", "--size", str(bundled.SIZE), "--out", str(tmp_path), "--no-report"]
+    options = ["--limit", "8", "--out", str(tmp_path), "--no-report"]
     assert main(["eval", "--model", str(bundled.MODEL), "--dataset", "shapes_val", *options]) == 0
     stats = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["shapes"]["stats"]
     assert {name: stats[name] for name in SCORES} == pytest.approx(SCORES, abs=TOLERANCE)

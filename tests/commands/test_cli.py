@@ -206,8 +206,8 @@ def test_a_file_is_no_field_whatever_its_name() -> None:
 
 
 PREDICT_OPTIONS = (
-    "--model DIR|--classes NAME [NAME ...]|--classes-file FILE|--out DIR|--start N|--end N|--every N"
-    "|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--top-k N|--min-score SCORE|--no-overlay"
+    "--model DIR|--classes NAME [NAME ...]|--classes-file FILE|--background auto|none|FILE|NAME [NAME ...]|--out DIR"
+    "|--start N|--end N|--every N|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--top-k N|--min-score SCORE|--no-overlay"
     "|--dtype {float32,bfloat16}|--window N"
 )
 CONVERT_OPTIONS = (
@@ -289,6 +289,8 @@ def test_options_out_of_range(
         (["--classes", "dog", ""], "class '': a name or synonym is empty"),
         (["--classes", "dog,, puppy"], "class 'dog,, puppy': a name or synonym is empty"),
         (["--classes", "caf\udce9"], "--classes: a name is not UTF-8 text"),
+        (["--classes", "dog", "--background", "sky", "sky"], "--background: class 'sky' is given twice"),
+        (["--classes", "dog", "--background", "missing.txt"], "missing.txt: cannot be read"),
         (["--classes", "dog", "--classes-file", "names.txt"], "--classes and --classes-file exclude each other"),
     ],
 )
@@ -469,6 +471,37 @@ def test_a_run_prints_the_table_and_shows_progress(results: dict) -> None:
         assert f"{step}: 100%" in results["err"]
         assert step not in results["out"]
     assert "clipvis:" not in results["err"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_background_is_noted_and_off_for_the_methods_results(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = save(tmp_path / "image.png", golden("tiny_inputs")["frames_u8"][0])
+    (tmp_path / "names.txt").write_text("sea\nsky\n")
+    arguments = [
+        "--model",
+        home / "model",
+        "--classes",
+        "dog",
+        "--size",
+        "64",
+        "--no-overlay",
+        "--out",
+        tmp_path / "out",
+    ]
+    for options, expected in [
+        (["--background", "god", "dogs", "tac"], ["god", "tac"]),
+        (["--background", tmp_path / "names.txt", "--min-score", "0"], ["sea", "sky"]),
+        (["--background", "none"], None),
+        (["--min-score", "0"], None),
+    ]:
+        code, out, _ = run(capsys, "predict", image, *arguments, *options)
+        assert code == 0
+        content = json.loads((tmp_path / "out" / "tracks.json").read_text())
+        assert content.get("background") == expected
+        assert {record["category_id"] for record in content["results"]} <= {1}
+        assert not content["results"] or ("background names" in out) == (expected is not None)
 
 
 @pytest.mark.usefixtures("quick")

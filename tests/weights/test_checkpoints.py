@@ -21,12 +21,16 @@ from json_edits import DELETE, changed_entries
 from orbax.checkpoint import v1 as ocp
 from tiny import tiny_model_folder, tiny_tokenizer, wordy_state_dict
 
+import clipvis_jax
+from clipvis_jax.cli import main
 from clipvis_jax.errors import InputError
+from clipvis_jax.inference.segmenter import InferenceConfig
 from clipvis_jax.models.clipvis import ClipVisConfig
 from clipvis_jax.text.tokenizer import ClipTokenizer, make_tokenizer
 from clipvis_jax.weights.convert import from_state_dict
 from clipvis_jax.weights.model_folder import (
     FORMAT_VERSION,
+    RunDefaults,
     check_target,
     config_from_json,
     config_to_json,
@@ -105,6 +109,27 @@ def test_what_is_written_is_read_again(made: Path, monkeypatch: pytest.MonkeyPat
         assert model.tokenizer.context_length == config.text.context_length
 
 
+def test_a_folder_says_how_it_is_run(made: Path, tmp_path: Path) -> None:
+    whole = load_model(made)
+    assert whole.run_defaults == RunDefaults(background=())
+    parts = whole.config, whole.clip_vars, whole.params, whole.tokenizer
+    save_model(tmp_path / "new", *parts, source={}, run_defaults=RunDefaults(64, ("sky", "sea")))
+    assert load_model(tmp_path / "new").run_defaults == RunDefaults(64, ("sky", "sea"))
+    segmenter = clipvis_jax.load(tmp_path / "new", config=InferenceConfig(window=2))
+    assert segmenter.config == InferenceConfig(size=64, window=2)
+    assert segmenter.start(["dog"], background="auto", keep_frames=False).background == ("sky", "sea")
+    # What is asked for comes first.
+    assert clipvis_jax.load(tmp_path / "new", config=InferenceConfig(size=96)).config.size == 96
+    # Exported and converted again, it says the same; folders of older versions say nothing.
+    file, again = tmp_path / "new.safetensors", tmp_path / "again"
+    assert main(["export", str(tmp_path / "new"), "--out", str(file)]) == 0
+    tokenizer = ["--tokenizer", str(made / "tokenizer")]
+    assert main(["convert", "--checkpoint", str(file), "--out", str(again), *tokenizer]) == 0
+    assert load_model(again).run_defaults == RunDefaults(64, ("sky", "sea"))
+    edit(inference=DELETE)(again)
+    assert load_model(again).run_defaults == RunDefaults()
+
+
 @pytest.mark.parametrize("size", BACKBONES)
 def test_sizes_survive_json(size: str) -> None:
     config = ClipVisConfig(BACKBONES[size], TEXT_TOWERS[size])
@@ -160,6 +185,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "impossible heads": (edit(config__text__num_heads=5), "config.json", "damaged"),
     "other sizes": (edit(config__query_decoder__num_queries=21), "", "the variables do not fit config.json"),
     "other values": (other_values, "variables", "damaged (another checksum)"),
+    "a size that is none": (edit(inference__size="big"), "config.json", "damaged (ValueError: size big"),
+    "background is text": (edit(inference__background="sky"), "config.json", "damaged (TypeError: background"),
     "no variables": (lambda p: shutil.rmtree(p / "variables"), "variables", "damaged"),
     "no tokenizer": (lambda p: shutil.rmtree(p / "tokenizer"), "tokenizer", "convert the model again"),
     "half a tokenizer": (lambda p: (p / "tokenizer/tokenizer.json").write_text("{"), "tokenizer", "convert the model"),

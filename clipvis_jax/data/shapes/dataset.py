@@ -80,7 +80,9 @@ def video_record(config: ShapesConfig, index: int) -> VideoRecord:
 
 def shapes_info(split: str) -> DatasetInfo:
     """Return what is known of a split, drawn or written."""
-    return DatasetInfo(protocol="shapes", purpose="training" if split in TRAINED_ON else "evaluation")
+    names = tuple(category.name for category in categories())
+    # Models of this world know no other names.
+    return DatasetInfo(protocol="shapes", background=names, purpose="training" if split in TRAINED_ON else "evaluation")
 
 
 class ShapesDataset:
