@@ -380,7 +380,7 @@ def test_clip_alone_is_no_checkpoint(with_clip: bool, tmp_path: Path, capsys: py
     options = ["--clip", write(tmp_path / "clip.safetensors", clip_alone("rn"))] if with_clip else []
     assert error_of(capsys, tmp_path, "--checkpoint", checkpoint, *options) == (
         f"clipvis: error: {checkpoint}: holds no decoders (no key starts with 'sem_seg_head.'); "
-        "give CLIP alone as `clip`\n"
+        "give CLIP alone as 'clip'\n"
     )
 
 
