@@ -1,19 +1,14 @@
 """Batches of captioned images for the pretraining of CLIP: an endless stream that the settings alone decide."""
 
 import dataclasses
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from clipvis_jax.data.read_ahead import BatchStream
 from clipvis_jax.data.shapes.captions import draw_captioned
 from clipvis_jax.data.shapes.splits import SPLITS, ShapesConfig
 from clipvis_jax.errors import InputError
@@ -90,82 +85,41 @@ class CaptionedBatch(NamedTuple):
     region_names: list[list[str]]
 
 
-class CaptionedIterator(Iterator[CaptionedBatch]):
-    """An endless iterator over a process's shares of all batches. Its state is the number of batches handed out."""
+class CaptionedIterator(BatchStream[CaptionedBatch]):
+    """The stream of a process's shares of all batches."""
 
     def __init__(self, config: CaptionedDataConfig, *, process_index: int = 0, process_count: int = 1) -> None:
-        """Begin with the first batch; worker processes start when it is asked for.
+        """Begin with the first batch.
 
         Raises:
             InputError: The processes do not divide the batch.
         """
         if config.batch_size % process_count:
-            raise InputError(
-                f"data.batch_size {config.batch_size}: give a multiple of the {process_count} processes that train"
-            )
-        self._config = config
-        self._share = config.batch_size // process_count
-        self._start = process_index * self._share
-        self._next_batch = 0
-        self._pool: ProcessPoolExecutor | None = None
-        self._drawn: deque[Future[CaptionedBatch]] = deque()
+            raise InputError(f"data.batch_size {config.batch_size}: give a multiple of the {process_count} processes")
+        share = config.batch_size // process_count
+        fingerprint = dataclasses.asdict(config)
+        del fingerprint["num_workers"]
+        source = _BatchSource(config, process_index * share, share)
+        super().__init__(source, fingerprint, num_workers=config.num_workers, batches_ahead=_BATCHES_AHEAD)
 
-    def __next__(self) -> CaptionedBatch:
-        """Return the next batch."""
-        if self._config.num_workers == 0:
-            batch = draw_batch(self._config, self._next_batch, self._start, self._share)
-        else:
-            batch = self._from_workers()
-        self._next_batch += 1
-        return batch
+    def _take(self, raw: dict[str, Any]) -> CaptionedBatch:
+        # Copied, so that the workers' shared memory goes at once.
+        return CaptionedBatch(**raw | {name: np.array(raw[name]) for name in ("images", "boxes")})
 
-    def __enter__(self) -> "CaptionedIterator":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@dataclasses.dataclass(frozen=True)
+class _BatchSource:
+    """The shares of one process by their number; workers get a copy."""
 
-    def get_state(self) -> dict[str, Any]:
-        """Return where the stream is, as JSON."""
-        return {"batches": self._next_batch, **self._fingerprint()}
+    config: CaptionedDataConfig
+    start: int
+    share: int
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go to where a stream of the same images was.
+    def __len__(self) -> int:
+        return sys.maxsize
 
-        Raises:
-            InputError: The state belongs to another stream.
-        """
-        for name, value in self._fingerprint().items():
-            if state.get(name) != value:
-                raise InputError(
-                    f"data state: '{name}' was {state.get(name)!r} when it was saved and is {value!r} now; resume with "
-                    "the same settings, or start a new run"
-                )
-        self.close()
-        self._next_batch = int(state["batches"])
-
-    def close(self) -> None:
-        """End the worker processes; the next batch starts new ones."""
-        self._drawn.clear()
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        settings = dataclasses.asdict(self._config)
-        del settings["num_workers"]
-        return settings
-
-    def _from_workers(self) -> CaptionedBatch:
-        workers = self._config.num_workers
-        if self._pool is None:
-            # Not forked: the process that trains has threads.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
-        while len(self._drawn) < workers * _BATCHES_AHEAD:
-            number = self._next_batch + len(self._drawn)
-            self._drawn.append(self._pool.submit(draw_batch, self._config, number, self._start, self._share))
-        return self._drawn.popleft().result()
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return draw_batch(self.config, int(index), self.start, self.share)._asdict()
 
 
 def draw_batch(config: CaptionedDataConfig, number: int, start: int, count: int) -> CaptionedBatch:
@@ -230,18 +184,3 @@ def _cut(
     centre = corners.mean(axis=0) + half * rng.uniform(-_OFF_CENTRE, _OFF_CENTRE, 2)
     left, top, right, bottom = (float(x) for x in (*(centre - half), *(centre + half)))
     return np.asarray(padded.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
-
-
-def _init_worker() -> None:
-    """Make a worker depend on its parent alone."""
-    # Signals for the whole group (Ctrl-C, preemption) are the parent's to answer: it may still need batches.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Wait for the parent's end, which a killed one cannot announce."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)

@@ -8,17 +8,13 @@ workers; the order is `ExampleOrder`'s.
 import dataclasses
 import sys
 import warnings
-import weakref
-from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from clipvis_jax.data.frames import decode_frame
-from clipvis_jax.data.read_ahead import read_ahead
+from clipvis_jax.data.read_ahead import BatchStream, State
 from clipvis_jax.data.records import Dataset, VideoRecord
 from clipvis_jax.data.sampling import ExampleOrder, example_rng, make_example_order, usable_instances
 from clipvis_jax.data.transforms import LargeScaleJitter, ShortSideResize
@@ -26,9 +22,6 @@ from clipvis_jax.errors import InputError
 
 _STRIDE = 32
 """The network's coarsest feature map has one pixel for so many of the input."""
-
-State = dict[str, Any]
-"""Where a stream is: JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,78 +84,33 @@ class HostBatch(NamedTuple):
     frame: Int[np.ndarray, " b"]
 
 
-class TrainIterator(Iterator[HostBatch]):
-    """An endless iterator over a process's shares of all batches; made by `make_train_iterator`.
+class TrainIterator(BatchStream[HostBatch]):
+    """The stream of a process's shares of all batches; made by `make_train_iterator`.
 
-    Close it, or use it as a context, so that worker processes and shared memory go at once. Its state is the number
-    of batches handed out and what was found broken so far; it fits any number of workers and processes (what was found
-    broken is this process's own). A caller that fetches ahead must keep the state that belongs to the batch it works
-    on.
+    Its state has what was found broken so far, by this process.
 
     Attributes:
         num_cut_off: How many instances found no place so far.
     """
 
     def __init__(self, source: "_BatchSource", digest: str) -> None:
-        self._source = source
-        self._fingerprint = {
+        fingerprint = {
             "data": digest,
             "seed": source.order.seed,
             "batch_size": source.config.batch_size,
             "examples": len(source.order.videos),
             "repeat_threshold": source.config.repeat_threshold,
         }
-        self._next_batch = 0
+        config = source.config
+        super().__init__(source, fingerprint, num_workers=config.num_workers, batches_ahead=config.batches_ahead)
+        self._config = config
         self._unreadable: set[tuple[int, int]] = set()
-        self._running: list[grain.DatasetIterator] = []  # none or one
-        # For programs that end without `close`: grain's own clean-up comes too late then.
-        weakref.finalize(self, _close, self._running)
         self.num_cut_off = 0
 
-    def __next__(self) -> HostBatch:
-        """Return the next batch.
-
-        Raises:
-            InputError: More frames than allowed cannot be read.
-        """
-        if not self._running:
-            config = self._source.config
-            self._running.append(
-                read_ahead(
-                    dataclasses.replace(self._source, first_batch=self._next_batch),
-                    num_workers=config.num_workers,
-                    items_ahead=config.batches_ahead,
-                )
-            )
-        try:
-            raw = next(self._running[0])
-            self._report(raw)
-        except BaseException:
-            self.close()
-            raise
-        self._next_batch += 1
-        return self._pad(raw)
-
-    def __enter__(self) -> "TrainIterator":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the worker processes; the next batch starts new ones."""
-        _close(self._running)
-
     def get_state(self) -> State:
-        """Return where the stream is, as JSON: `set_state` with it makes the next batch the same again."""
-        return {
-            **self._fingerprint,
-            "batches": self._next_batch,
-            "unreadable": sorted(list(frame) for frame in self._unreadable),
-            "cut_off": self.num_cut_off,
-        }
+        """Return where the stream is and what was found broken."""
+        broken = {"unreadable": sorted(list(frame) for frame in self._unreadable), "cut_off": self.num_cut_off}
+        return super().get_state() | broken
 
     def set_state(self, state: State) -> None:
         """Go to where a stream of the same data, seed and batch size was.
@@ -170,20 +118,30 @@ class TrainIterator(Iterator[HostBatch]):
         Raises:
             InputError: The state belongs to another stream.
         """
-        for name, value in self._fingerprint.items():
-            if state.get(name) != value:
-                raise InputError(
-                    f"data state: '{name}' was {state.get(name)!r} when it was saved and is {value!r} now; "
-                    "resume with the same data and settings, or start a new run from the saved parameters"
-                )
-        self.close()
-        self._next_batch = int(state["batches"])
+        super().set_state(state)
         self._unreadable = {(video, frame) for video, frame in state["unreadable"]}
         self.num_cut_off = int(state["cut_off"])
 
+    def _take(self, raw: dict[str, Any]) -> HostBatch:
+        """Report what is broken, and pad masks to their full number of places, which workers leave to us.
+
+        Raises:
+            InputError: More frames than allowed cannot be read.
+        """
+        self._report(raw)
+        # Copied, so that the workers' shared memory goes at once and not when the caller lets go of the batch.
+        image, num_instances, valid_size, video, frame = (
+            np.array(raw[key]) for key in ("image", "num_instances", "valid_size", "video", "frame")
+        )
+        masks = raw["masks_packed"]
+        places = self._config.max_instances
+        padded = np.zeros((len(masks), places, *masks.shape[2:]), np.uint8)
+        padded[:, : masks.shape[1]] = masks
+        return HostBatch(image, padded, np.arange(places) < num_instances[:, None], valid_size, video, frame)
+
     def _report(self, raw: dict[str, Any]) -> None:
         """Warn of what is broken in a batch, each frame once; stop if it is too much."""
-        limit = self._source.config.max_unreadable
+        limit = self._config.max_unreadable
         for video, frame, reason in raw["skipped"]:
             if (video, frame) not in self._unreadable:
                 self._unreadable.add((video, frame))
@@ -191,25 +149,13 @@ class TrainIterator(Iterator[HostBatch]):
                     raise InputError(f"more than {limit} frames cannot be used, the last: {reason}")
                 warnings.warn(f"skipped a frame, the next usable one stands in: {reason}", stacklevel=3)
         if raw["cut_off"] and not self.num_cut_off:
-            places = self._source.config.max_instances
+            places = self._config.max_instances
             warnings.warn(
                 f"a frame has more instances than the {places} places of max_instances, and the smallest are left out "
                 "(said once)",
                 stacklevel=3,
             )
         self.num_cut_off += raw["cut_off"]
-
-    def _pad(self, raw: dict[str, Any]) -> HostBatch:
-        """Bring the masks to their full number of places, which workers leave to us: it is mostly zeros."""
-        # Copied, so that the workers' shared memory goes at once and not when the caller lets go of the batch.
-        image, num_instances, valid_size, video, frame = (
-            np.array(raw[key]) for key in ("image", "num_instances", "valid_size", "video", "frame")
-        )
-        masks = raw["masks_packed"]
-        places = self._source.config.max_instances
-        padded = np.zeros((len(masks), places, *masks.shape[2:]), np.uint8)
-        padded[:, : masks.shape[1]] = masks
-        return HostBatch(image, padded, np.arange(places) < num_instances[:, None], valid_size, video, frame)
 
 
 def make_train_iterator(
@@ -256,7 +202,6 @@ class _BatchSource:
     Attributes:
         start: Where the share starts in a batch.
         share: How many examples of a batch it holds.
-        first_batch: The batch that has number 0 here.
     """
 
     dataset: Dataset
@@ -264,14 +209,13 @@ class _BatchSource:
     order: ExampleOrder
     start: int
     share: int
-    first_batch: int = 0
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a share as arrays, with lists of what was skipped and how much was cut off."""
-        first = (self.first_batch + int(index)) * self.config.batch_size + self.start
+        first = int(index) * self.config.batch_size + self.start
         skipped: list[tuple[int, int, str]] = []
         examples = [self._example(first + i, skipped) for i in range(self.share)]
         num_instances = np.array([len(example.masks_packed) for example in examples], np.int32)
@@ -330,8 +274,3 @@ class _BatchSource:
         height, width = self.config.image_size
         packed = np.stack(masks) if masks else np.zeros((0, height, width // 8), np.uint8)
         return _Example(view.frame(pixels), packed, view.valid_size, video, frame, num_cut_off)
-
-
-def _close(running: list[grain.DatasetIterator]) -> None:
-    while running:
-        running.pop().close()
