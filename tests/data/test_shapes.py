@@ -30,7 +30,6 @@ from clipvis_jax.data.shapes.classes import (
     SHAPES,
     categories,
     class_names,
-    class_partition,
     classes_of,
 )
 from clipvis_jax.data.shapes.dataset import MIN_AREA, ShapesDataset, draw_video, video_record
@@ -96,14 +95,8 @@ def test_every_pair_of_attributes_is_known_from_base_classes(pair):
 def test_categories_carry_names_and_partitions():
     for category, shape_class in zip(categories(), CLASSES, strict=True):
         assert category.name == shape_class.name
-        assert category.partition == PARTITIONS[class_partition(category.name)]
+        assert category.partition == PARTITIONS[shape_class.part]
     assert [category.id for category in categories()] == list(range(1, 361))
-
-
-@pytest.mark.parametrize("name", ["teal star", "star teal striped", "striped teal dog", "striped  star", ""])
-def test_unknown_class_names_are_refused(name):
-    with pytest.raises(InputError, match=re.escape(repr(name))):
-        class_partition(name)
 
 
 # Drawing
@@ -404,9 +397,9 @@ def test_captions_never_name_or_show_unseen_classes():
     parts = set()
     for index in range(150):
         captioned = draw_captioned(config, index)
-        names = {CLASSES[region.class_number].name for region in captioned.regions}
-        assert names == {region.name for region in captioned.regions}
-        parts |= {class_partition(name) for name in names}
+        shown = [CLASSES[region.class_number] for region in captioned.regions]
+        assert [shape_class.name for shape_class in shown] == [region.name for region in captioned.regions]
+        parts |= {shape_class.part for shape_class in shown}
         classes = {actor.class_number for actor in build_scene(dataclasses.replace(config, frames=1), index).actors}
         assert "unseen" not in {CLASSES[number].part for number in classes - {None}}
     assert parts == {"base", "novel"}

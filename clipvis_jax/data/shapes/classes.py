@@ -12,7 +12,6 @@ import functools
 from typing import Literal, get_args
 
 from clipvis_jax.data.records import Category
-from clipvis_jax.errors import InputError
 
 Rgb = tuple[int, int, int]
 Part = Literal["base", "novel", "unseen"]
@@ -91,21 +90,6 @@ CLASSES = tuple(ShapeClass(pattern, colour, shape) for shape in SHAPES for colou
 def class_names() -> tuple[str, ...]:
     """Return the names of all classes, in the order of their numbers."""
     return tuple(shape_class.name for shape_class in CLASSES)
-
-
-def class_partition(name: str) -> Part:
-    """Return the part that a class belongs to.
-
-    Raises:
-        InputError: There is no such class.
-    """
-    words = tuple(name.split(" "))
-    if len(words) == 3 and words[0] in PATTERNS and words[1] in COLOURS and words[2] in SHAPES:
-        return ShapeClass(*words).part
-    raise InputError(
-        f"class {name!r}: not in the Shapes world; write a pattern ({', '.join(PATTERNS)}), a colour "
-        f"({', '.join(COLOURS)}) and a shape ({', '.join(SHAPES)})"
-    )
 
 
 @functools.cache
