@@ -3,6 +3,8 @@
 from typing import Any
 
 import flax.struct
+import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Int, UInt32
 
 
@@ -17,3 +19,8 @@ class TrainState:
     seed: UInt32[Array, ""]
     params: Any
     opt_state: Any
+
+    @classmethod
+    def first(cls, optimizer: optax.GradientTransformation, seed: int, params: Any) -> "TrainState":
+        """Return the state before the first step."""
+        return cls(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), params, optimizer.init(params))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -120,6 +120,7 @@ class Bottleneck(nn.Module):
     width: int
     stride: int
     has_projection: bool
+    norm: Callable[..., nn.Module]
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -127,8 +128,8 @@ class Bottleneck(nn.Module):
         def conv(features: int, size: int, name: str) -> nn.Conv:
             return Conv(features, size, use_bias=False, dtype=self.dtype, name=name)
 
-        def norm(name: str) -> FrozenBatchNorm:
-            return FrozenBatchNorm(dtype=self.dtype, name=name)
+        def norm(name: str) -> nn.Module:
+            return self.norm(dtype=self.dtype, name=name)
 
         y = nn.relu(norm("norm1")(conv(self.width, 1, "conv1")(x)))
         y = nn.relu(norm("norm2")(conv(self.width, 3, "conv2")(y)))
@@ -140,10 +141,11 @@ class Bottleneck(nn.Module):
 
 
 class ResNetTrunk(nn.Module):
-    """Convolutional part: normalised image -> feature maps at strides 4 to 32."""
+    """Convolutional part: normalised image -> feature maps at strides 4 to 32; ``norm`` makes its batch norms."""
 
     config: ResNetConfig
     dtype: DTypeLike = jnp.float32
+    norm: Callable[..., nn.Module] = FrozenBatchNorm
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"]) -> ClipFeatures:
@@ -155,7 +157,7 @@ class ResNetTrunk(nn.Module):
             Conv(width, 3, use_bias=False, dtype=self.dtype, name="stem_conv3"),
         )
         for index, conv in enumerate(stem, start=1):
-            x = nn.relu(FrozenBatchNorm(dtype=self.dtype, name=f"stem_norm{index}")(conv(x)))
+            x = nn.relu(self.norm(dtype=self.dtype, name=f"stem_norm{index}")(conv(x)))
         x = _avg_pool(x, 2)
         maps = []
         for stage, depth in enumerate(self.config.depths):
@@ -164,6 +166,7 @@ class ResNetTrunk(nn.Module):
                     width=width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
                     has_projection=index == 0,
+                    norm=self.norm,
                     dtype=self.dtype,
                     name=f"stage{stage + 1}_block{index}",
                 )(x)

@@ -5,13 +5,16 @@ the head that CLIP-VIS later pools masks with, and compared with sentences about
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, no_type_check
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
@@ -19,7 +22,6 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.loop.sharding import batch_sharding, replicated
 from clipvis_jax.loop.train_state import TrainState
 from clipvis_jax.models.clipvis import PIXEL_MEAN, PIXEL_STD, ClipVis, Variables
-from clipvis_jax.pretraining.batch_norm import STATISTICS, batch_statistics, update_statistics
 from clipvis_jax.pretraining.contrastive import box_masks, contrastive_loss, shrink_boxes
 
 
@@ -163,7 +165,7 @@ def init_clip_state(
     """
 
     def make(clip_vars: Variables | None) -> TrainState:
-        return _make_state(optimizer, seed, _init_clip(model, seed) if clip_vars is None else clip_vars)
+        return TrainState.first(optimizer, seed, _init_clip(model, seed) if clip_vars is None else clip_vars)
 
     return jax.jit(make, out_shardings=replicated(mesh))(clip_vars)
 
@@ -172,21 +174,12 @@ def abstract_clip_state(model: ClipVis, optimizer: optax.GradientTransformation,
     """Return shapes, types and places of a state, without computing it."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
-        jax.eval_shape(lambda: _make_state(optimizer, 0, _init_clip(model, 0))),
+        jax.eval_shape(lambda: TrainState.first(optimizer, 0, _init_clip(model, 0))),
     )
 
 
 def _init_clip(model: ClipVis, seed: int) -> Variables:
     return jax.tree_util.tree_map_with_path(_init_residual, model.init_clip(jax.random.key(seed)))
-
-
-def _make_state(optimizer: optax.GradientTransformation, seed: int, clip_vars: Variables) -> TrainState:
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        seed=jnp.asarray(seed, jnp.uint32),
-        params=clip_vars,
-        opt_state=optimizer.init(clip_vars),
-    )
 
 
 def _init_residual(path: jax.tree_util.KeyPath, value: Array) -> Array:
@@ -217,12 +210,12 @@ def make_clip_step(
     def step(state: TrainState, batch: CaptionedInputs) -> tuple[TrainState, ClipMetrics]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         (total, (metrics, statistics)), gradients = jax.value_and_grad(clip_loss, argnums=1, has_aux=True)(
-            model, state.params, batch, losses, key, more_texts=more_texts
+            model, state.params, batch, losses, key, norm_momentum=norm_momentum, more_texts=more_texts
         )
         gradient_norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        params = {**params, "trunk": update_statistics(params["trunk"], statistics, norm_momentum)}
+        params["trunk"] = unflatten_dict(flatten_dict(params["trunk"]) | flatten_dict(statistics))
         finite = jnp.isfinite(total) & jnp.isfinite(gradient_norm)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
@@ -245,11 +238,12 @@ def clip_loss(
     losses: ClipLossConfig,
     key: PRNGKeyArray,
     *,
+    norm_momentum: float = 0.0,
     more_texts: LoneTexts | None = None,
 ) -> tuple[Float[Array, ""], tuple[ClipMetrics, Variables]]:
-    """Return the total loss, its parts, and what the batch norms saw."""
+    """Return the total loss, its parts, and the new statistics of the trunk's batch norms."""
     share = jax.random.uniform(key, batch.valid.shape, minval=losses.smallest_box, maxval=1.0)
-    res5, statistics = _train_trunk(model, clip_vars, batch.images_u8)
+    res5, statistics = train_trunk(model, clip_vars, batch.images_u8, norm_momentum)
     grid = (res5.shape[1], res5.shape[2])
     regions = box_masks(shrink_boxes(batch.boxes, share), grid)
     everything = jnp.ones((len(res5), 1, *grid), bool)
@@ -287,10 +281,18 @@ def clip_loss(
     return total, (metrics, statistics)
 
 
-def _train_trunk(
-    model: ClipVis, clip_vars: Variables, images_u8: UInt8[Array, "b h w 3"]
+def train_trunk(
+    model: ClipVis, clip_vars: Variables, images_u8: UInt8[Array, "b h w 3"], norm_momentum: float
 ) -> tuple[Float[Array, "b h32 w32 c5"], Variables]:
+    """Return CLIP's dense feature, and the statistics of batch norms: ``norm_momentum`` of the old ones is kept.
+
+    Norms use the mean and variance of the batch (of all devices); all else uses the stored ones, which are parameters.
+    """
     image = (images_u8.astype(jnp.float32) - PIXEL_MEAN) / PIXEL_STD
-    with batch_statistics():
-        features, seen = model.trunk.apply({"params": clip_vars["trunk"]}, image, mutable=[STATISTICS])
-    return features.res5, seen.get(STATISTICS, {})
+    trunk, params = model.trunk, flatten_dict(clip_vars["trunk"])
+    stored = {path: params.pop(path) for path in list(params) if path[-1] in ("mean", "var")}
+    if stored:  # only ResNets have them
+        trunk = trunk.clone(norm=functools.partial(nn.BatchNorm, use_running_average=False, momentum=norm_momentum))
+    variables = {"params": unflatten_dict(params), "batch_stats": unflatten_dict(stored)}
+    features, seen = trunk.apply(variables, image, mutable=["batch_stats"])
+    return features.res5, seen.get("batch_stats", {})

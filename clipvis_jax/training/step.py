@@ -80,7 +80,7 @@ def init_state(
     def make(params: Variables | None) -> TrainState:
         if params is None:
             params = model.init_decoders(jax.random.key(seed))
-        return _make_state(optimizer, seed, params)
+        return TrainState.first(optimizer, seed, params)
 
     return jax.jit(make, out_shardings=shardings)(params)
 
@@ -88,16 +88,7 @@ def init_state(
 def abstract_state(model: ClipVis, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the shapes and types of a state, without computing it."""
     params = jax.eval_shape(model.init_decoders, jax.random.key(0))
-    return jax.eval_shape(functools.partial(_make_state, optimizer, 0), params)
-
-
-def _make_state(optimizer: optax.GradientTransformation, seed: int, params: Variables) -> TrainState:
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        seed=jnp.asarray(seed, jnp.uint32),
-        params=params,
-        opt_state=optimizer.init(params),
-    )
+    return jax.eval_shape(functools.partial(TrainState.first, optimizer, 0), params)
 
 
 def state_shardings(model: ClipVis, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from memory_dataset import MemoryDataset, encode_counts, encode_png
 
 import clipvis_jax
@@ -22,7 +23,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.loop.log import read_log
 from clipvis_jax.loop.loop import LoopConfig, train
 from clipvis_jax.models.clip_convnext import ConvNextConfig
-from clipvis_jax.models.clip_resnet import FrozenBatchNorm, ResNetConfig
+from clipvis_jax.models.clip_resnet import ResNetConfig
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
 from clipvis_jax.models.layers import Conv
@@ -30,9 +31,8 @@ from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.models.text_classifier import TextClassifier
 from clipvis_jax.pretraining import task as clip_task
-from clipvis_jax.pretraining.batch_norm import STATISTICS, batch_statistics, update_statistics
 from clipvis_jax.pretraining.contrastive import box_masks, contrastive_loss, shrink_boxes
-from clipvis_jax.pretraining.step import ClipLossConfig, ClipOptimizerConfig, clip_loss, make_clip_schedule
+from clipvis_jax.pretraining.step import ClipLossConfig, ClipOptimizerConfig, clip_loss, make_clip_schedule, train_trunk
 from clipvis_jax.pretraining.task import (
     ClipExperiment,
     ClipTask,
@@ -208,20 +208,22 @@ def test_regions_find_their_sentences_among_all_names():
 
 
 def test_batch_norms_normalise_by_the_batch_and_remember_it():
-    norm = FrozenBatchNorm()
-    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, size=(4, 5, 5, 2)), jnp.float32)
-    params = norm.init(jax.random.key(0), x)["params"]
-    with batch_statistics():
-        y, seen = norm.apply({"params": params}, x, mutable=[STATISTICS])
-    np.testing.assert_allclose(np.mean(y, axis=(0, 1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(np.std(y, axis=(0, 1, 2)), 1, rtol=1e-4)
-    updated = update_statistics(params, seen[STATISTICS], 0.75)
-    np.testing.assert_allclose(updated["mean"], np.mean(x, axis=(0, 1, 2)) / 4, rtol=1e-4)
-    np.testing.assert_allclose(updated["var"], 0.75 + np.var(x, axis=(0, 1, 2)) / 4, rtol=1e-4)
-    np.testing.assert_array_equal(updated["scale"], params["scale"])
-    # With the batch's own statistics stored, the ordinary norm is the same function.
-    stored = update_statistics(params, seen[STATISTICS], 0.0)
-    np.testing.assert_allclose(norm.apply({"params": stored}, x), y, atol=1e-5)
+    model, rng = ClipVis(ClipVisConfig(RESNET)), np.random.default_rng(0)
+    shapes = flatten_dict(jax.eval_shape(model.trunk.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"])
+    old = {
+        path: jnp.ones(leaf.shape) if path[-1] in ("scale", "var") else jnp.float32(0.3) * rng.normal(size=leaf.shape)
+        for path, leaf in shapes.items()
+    }
+    images = jnp.asarray(rng.integers(0, 256, size=(4, 64, 64, 3)), jnp.uint8)
+    run = jax.jit(functools.partial(train_trunk, model, norm_momentum=0.25))
+    res5, statistics = run({"trunk": unflatten_dict(old)}, images)
+    new = flatten_dict(statistics)
+    assert new.keys() == {path for path in old if path[-1] in ("mean", "var")}
+    # With the batch's own statistics stored, the ordinary norms are the same function.
+    seen = {path: (value - 0.25 * old[path]) / 0.75 for path, value in new.items()}
+    assert min(float(jnp.abs(seen[path] - old[path]).max()) for path in seen) > 0.01
+    features = jax.jit(model.extract_features)({"trunk": unflatten_dict(old | seen)}, images, jnp.array([[64, 64]]))
+    np.testing.assert_allclose(features.res5, res5, atol=1e-3)
 
 
 def test_a_few_steps_lower_the_loss_on_the_same_images(tmp_path):
