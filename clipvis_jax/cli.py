@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from clipvis_jax.commands.interrupt import GOES_ON, STOPPED, remembering_ctrl_c, stopping_at_once
 from clipvis_jax.commands.printing import unfailing_printing
-from clipvis_jax.errors import InputError, printable
+from clipvis_jax.distributed import end_all
+from clipvis_jax.errors import InputError, first_line, printable
 from clipvis_jax.version import __version__
 
 
@@ -74,14 +75,19 @@ def _run(arguments: Sequence[str]) -> int:
         except (Exception, KeyboardInterrupt) as error:
             if ctrl_c.pressed or isinstance(error, KeyboardInterrupt):
                 goes_on = command is not None and COMMANDS[arguments[0]].is_resumable
-                print(GOES_ON if goes_on else STOPPED, file=sys.stderr)
-                return 130
-            if isinstance(error, InputError):
+                line, code = GOES_ON if goes_on else STOPPED, 130
+                end_all("stopped", code, line)
+            elif isinstance(error, InputError):
                 from clipvis_jax.commands.options import name_option  # noqa: PLC0415 (help needs no parser)
 
-                print(f"clipvis: error: {name_option(str(error), arguments)}", file=sys.stderr)
-                return 2
-            raise
+                message = name_option(str(error), arguments)
+                line, code = f"clipvis: error: {message}", 2
+                end_all(message, code, line)
+            else:
+                end_all(first_line(error), 1)
+                raise
+            print(line, file=sys.stderr)
+            return code
     return 0
 
 

@@ -1,17 +1,39 @@
-"""Several processes that work as one program: start-up, and waiting for each other."""
+"""Several processes that work as one program: start-up, waiting for each other, and ending together.
 
+They meet at the coordinator, a service of process 0 that keeps keys and values, and not through their devices: these
+give up on each other when one comes later than another (CPU devices after 30 seconds, when they first meet).
+"""
+
+import atexit
 import dataclasses
+import itertools
+import os
 import re
 import secrets
 import socket
+import sys
 import time
+import traceback
+from contextlib import suppress
+from multiprocessing import active_children
+from threading import Event, Lock, Thread
+from typing import Any, NoReturn
+
+from tqdm import tqdm
 
 from clipvis_jax.errors import InputError
 
-_HOUR_MS = 3_600_000
-
 _PATIENCE_S = 300
 """For how long a process looks for process 0; JAX waits as long for all of them."""
+
+_WATCH_S = 1
+"""How often a process asks whether another has failed."""
+
+_FAREWELL_S = 10
+"""For how long process 0, without which nobody learns of an error, waits for the others to have read one."""
+
+_ERROR = "clipvis/error/"
+_ENDED = "clipvis/ended/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +74,8 @@ class DistributedConfig:
 def start_processes(config: DistributedConfig) -> None:
     """Join the other processes; to be called before anything else of JAX. Does nothing for a single process.
 
+    From then on this process ends when another one calls ``end_all``.
+
     Raises:
         InputError: The other processes cannot be found.
     """
@@ -67,6 +91,9 @@ def start_processes(config: DistributedConfig) -> None:
         reason = " ".join(str(error).split())[:200]
         advice = "give the coordinator instead" if config.auto else "check the coordinator"
         raise InputError(f"distributed: the processes did not find each other ({reason}); {advice}") from error
+    # Devices look for each other now, while all processes are here: they wait for two minutes.
+    if jax.process_count() > 1:
+        _watch_others()
 
 
 def _address(coordinator: str) -> tuple[str, int] | None:
@@ -101,45 +128,143 @@ def _find(coordinator: str) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Wait until every process has come to the point of this name."""
-    import jax  # noqa: PLC0415
-    from jax.experimental import multihost_utils  # noqa: PLC0415
+    """Wait until every process has come to the point of this name, for any time.
 
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def wait_for_compilation(name: str) -> None:
-    """Wait until every process has compiled the program of this name; for each name once.
-
-    One that finds the program in its cache is far ahead of the others, and CPU devices give up on each other after 30
-    seconds. So only the coordinator is asked here, no device.
+    Also needed before a program first runs on the devices of several processes: one that finds it in its cache of
+    compiled programs is far ahead of the others.
     """
     import jax  # noqa: PLC0415
-    from orbax.checkpoint import multihost  # noqa: PLC0415
 
     if jax.process_count() > 1:
-        multihost.get_barrier_sync_fn()(key=f"compiled {name}", timeout_ms=_HOUR_MS)
+        _exchange(name, "here")
 
 
 def common_random_name() -> str:
     """Return eight random characters, the same in all processes; each waits until all have asked."""
     import jax  # noqa: PLC0415
-    import numpy as np  # noqa: PLC0415
-    from jax.experimental import multihost_utils  # noqa: PLC0415
 
-    name = secrets.token_bytes(4)
-    if jax.process_count() > 1:
-        name = np.asarray(multihost_utils.broadcast_one_to_all(np.frombuffer(name, np.uint8))).tobytes()
-    return name.hex()
+    name = secrets.token_hex(4)
+    return name if jax.process_count() == 1 else _exchange("random name", name)[0]
 
 
 def largest_of_all(number: int) -> int:
-    """Return the largest of all processes' numbers, which fit into 32 bits; each waits until all have asked."""
+    """Return the largest of all processes' numbers; each waits until all have asked."""
     import jax  # noqa: PLC0415
-    import numpy as np  # noqa: PLC0415
-    from jax.experimental import multihost_utils  # noqa: PLC0415
 
-    if jax.process_count() == 1:
-        return number
-    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+    return number if jax.process_count() == 1 else max(map(int, _exchange("largest", str(int(number)))))
+
+
+def _coordinator() -> Any:
+    """Return the connection to the coordinator, for which JAX has no public name; orbax takes the same one."""
+    from jax._src import distributed  # noqa: PLC0415
+
+    return distributed.global_state.client
+
+
+_meetings = itertools.count()
+
+
+def _exchange(name: str, text: str) -> list[str]:
+    """Return what every process gives at this point, by their numbers; waits for all, for any time.
+
+    All processes have to come to the same points in the same order. Unlike a barrier of the coordinator it can be
+    left by Ctrl-C.
+    """
+    import jax  # noqa: PLC0415
+
+    coordinator, folder, pause = _coordinator(), f"clipvis/{next(_meetings)} {name}/", 0.001
+    coordinator.key_value_set(f"{folder}{jax.process_index()}", text)
+    while len(given := coordinator.key_value_dir_get(folder)) < jax.process_count():
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.5)
+    return [text for _, text in sorted(given, key=lambda entry: int(entry[0].rpartition("/")[2]))]
+
+
+_is_watching = Event()
+_has_ended = Event()
+_ending = Lock()
+"""Taken, for good, by the thread that ends the process because of an error."""
+
+
+def end_all(reason: str, code: int, line: str | None = None) -> None:
+    """End this process because of an error, and all others, which print the reason; returns if there are no others.
+
+    They end wherever they are: devices that wait for each other cannot be interrupted. Not by Python's own end, where
+    JAX waits until all processes have come to theirs.
+
+    Args:
+        reason: What the others say of this process.
+        code: Exit code of this process; that of the others is 2.
+        line: What this process prints. None: that another one has failed or is gone, of which the error that is being
+            handled is a consequence, or else its traceback.
+    """
+    if not _is_watching.is_set():
+        return
+    import jax  # noqa: PLC0415
+
+    _ending.acquire()
+    text, earlier = line, None
+    if line is None and "gloo" in reason.lower():
+        reason = f"lost another process ({reason}); see what that one says"
+        text = f"clipvis: error: {reason}"
+    with suppress(RuntimeError):  # it is raised if there is an error already, or the coordinator is gone
+        _coordinator().key_value_set(f"{_ERROR}first", f"{jax.process_index()} {reason}")
+    with suppress(RuntimeError):
+        earlier = _failure_elsewhere()
+    _end(code, line or earlier or text or traceback.format_exc())
+
+
+def _end(code: int, text: str) -> NoReturn:
+    """Print a text and end this process; process 0 as the last one."""
+    import jax  # noqa: PLC0415
+
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()  # the text gets a line of its own
+    with suppress(Exception):
+        print(text.rstrip(), file=sys.stderr, flush=True)
+    with suppress(Exception):
+        sys.stdout.flush()
+    for child in active_children():
+        child.kill()
+    with suppress(RuntimeError):
+        if jax.process_index() > 0:
+            _coordinator().key_value_set(f"{_ENDED}{jax.process_index()}", "read")
+        else:
+            # Without process 0 nobody could read the error, and JAX would end them with a C++ stack trace.
+            end = time.monotonic() + _FAREWELL_S
+            while len(_coordinator().key_value_dir_get(_ENDED)) < jax.process_count() - 1 and time.monotonic() < end:
+                time.sleep(0.1)
+            time.sleep(0.5)
+    os._exit(code)
+
+
+def _failure_elsewhere() -> str | None:
+    """Return the line about the process that failed first, unless that is this one or there is none."""
+    import jax  # noqa: PLC0415
+
+    for _, text in _coordinator().key_value_dir_get(_ERROR):
+        number, _, reason = text.partition(" ")
+        if int(number) != jax.process_index():
+            return f"clipvis: error: process {number}: {reason}"
+    return None
+
+
+def _watch_others() -> None:
+    """Ask from now on, in a thread, whether another process has failed, and then end this one."""
+
+    def watch() -> None:
+        while not _has_ended.wait(_WATCH_S):
+            with suppress(RuntimeError):
+                failure = _failure_elsewhere()
+                if failure is not None:
+                    _ending.acquire()
+                    _end(2, failure)
+
+    def stop() -> None:
+        _has_ended.set()
+        thread.join()
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    atexit.register(stop)  # before JAX closes the connection
+    _is_watching.set()

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
 
+from clipvis_jax.distributed import end_all
+
 STOPPED = "clipvis: stopped; nothing was written"
 GOES_ON = "clipvis: stopped; the same command goes on from here"
 
@@ -43,6 +45,7 @@ def stopping_at_once() -> Iterator[None]:
     """
 
     def stop(*_: object) -> None:
+        end_all("stopped", 130, STOPPED)
         os.write(2, f"{STOPPED}\n".encode())
         os._exit(130)
 

@@ -21,7 +21,7 @@ from clipvis_jax.data.shapes.captions import caption_words
 from clipvis_jax.data.shapes.classes import PARTITIONS, class_names, classes_of
 from clipvis_jax.data.shapes.dataset import ShapesDataset
 from clipvis_jax.data.shapes.splits import WORLD_VERSION, ShapesConfig, check_held_out
-from clipvis_jax.distributed import wait_for_compilation
+from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.loop.host_memory import give_back_freed_memory
 from clipvis_jax.loop.loop import LoopConfig
@@ -245,7 +245,7 @@ class ClipTask:
             flops = count_matmul_flops(traced.jaxpr) / self._mesh.size
             self._compiled[shape] = traced.lower().compile(), flops
             give_back_freed_memory()
-            wait_for_compilation(f"CLIP step {shape}")
+            wait_for_all("CLIP step compiled")
         compiled, self._flops = self._compiled[shape]
         return compiled(state, batch)
 

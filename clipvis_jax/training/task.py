@@ -16,7 +16,7 @@ from scipy.special import expit
 from clipvis_jax.data.catalog import check_for_training, check_held_out, open_dataset
 from clipvis_jax.data.pipeline import HostBatch, PipelineConfig, TrainIterator, make_train_iterator
 from clipvis_jax.data.records import Dataset
-from clipvis_jax.distributed import wait_for_all, wait_for_compilation
+from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation import evaluate, evaluate_class_agnostic, ground_truth_from, load_results, scoring_rules
 from clipvis_jax.inference.dataset_run import RunFolder, predict_dataset
@@ -161,6 +161,7 @@ class ClipVisTask:
         self._params = None
         if init_from is not None:
             self._params = _add_queries(self._folder.params, self._folder.config, experiment.seed)
+        wait_for_all("CLIP loaded")  # devices compare what they are given
         self._trunk = jax.device_put({"trunk": self._folder.clip_vars["trunk"]}, replicated(self._mesh))
         self._step = make_train_step(self._model, experiment.step, self._optimizer, self._mesh)
         self._compiled: Any = None
@@ -227,7 +228,7 @@ class ClipVisTask:
             self._flops = count_matmul_flops(counted.jaxpr) / self._mesh.size
             self._compiled = traced.lower().compile()
             give_back_freed_memory()
-            wait_for_compilation("training step")
+            wait_for_all("training step compiled")
         return self._compiled(state, self._trunk, batch)
 
     def problem(self, metrics: StepMetrics) -> str | None:
@@ -325,6 +326,7 @@ class ClipVisTask:
     def _fetch(self, params: Variables) -> Variables:
         """Bring parameters to the host, from all processes if they are sharded over them."""
         if jax.process_count() > 1:
+            wait_for_all("parameters fetched")
             return multihost_utils.process_allgather(params, tiled=True)
         return jax.device_get(params)
 

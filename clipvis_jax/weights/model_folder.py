@@ -209,6 +209,7 @@ def load_model(folder: Path) -> ModelFolder:
         raise InputError(f"{config_file}: damaged ({first_line(error)}); convert the model again") from error
     if version > FORMAT_VERSION:
         raise InputError(f"{config_file}: format_version {version} is newer than this program; update clipvis-jax")
+    wait_for_all("model folder opened")  # orbax waits too, but not for any time
     try:
         variables = ocp.load((folder / "variables").absolute())  # it takes no other path
     except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files

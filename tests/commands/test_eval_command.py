@@ -144,18 +144,78 @@ def test_killed_and_started_again(finished, annotations, model, tmp_path):
     assert again["metrics"] == first["metrics"]
 
 
-@pytest.mark.slow
-def test_two_processes_share_the_videos(finished, annotations, model, tmp_path):
+def run_two_processes(annotations, out, model, *options):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    shared = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2]
-    processes = [
-        run_process(annotations, tmp_path, model, *shared, "--distributed.process-id", number) for number in range(2)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    shared = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2, *options]
+    return [run_process(annotations, out, model, *shared, "--distributed.process-id", number) for number in range(2)]
+
+
+def errors_of(processes):
+    try:
+        return [process.communicate(timeout=200)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
+
+
+SHARES = [(0, 1), (2,)]
+"""Which videos each of two processes does, in this order."""
+
+
+def copy_with_pipe(annotations, folder, video):
+    """Copy the data set; a pipe takes the place of a video's second frame. Returns annotations and the pipe."""
+    shutil.copytree(annotations.parent, folder)
+    pipe = folder / "JPEGImages" / f"v{video}" / "00001.png"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    return folder / annotations.name, pipe
+
+
+def fill(pipe, content, process):
+    """Write into a pipe as soon as the process reads from it; returns a moment later."""
+    while True:
+        assert process.poll() is None, process.stderr.read()
+        try:
+            descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            time.sleep(0.1)
+            continue
+        with open(descriptor, "wb") as file:
+            file.write(content())
+        return
+
+
+@pytest.mark.slow
+def test_processes_share_the_videos_and_wait_for_the_last_one(finished, annotations, model, tmp_path):
+    """For more than a minute: so late comes a frame of the other's."""
+    copy, pipe = copy_with_pipe(annotations, tmp_path / "videos", SHARES[1][0])
+
+    def late_frame():
+        time.sleep(70)
+        return (annotations.parent / pipe.relative_to(copy.parent)).read_bytes()
+
+    processes = run_two_processes(copy, tmp_path / "out", model, "--no-report")  # which would read the pipe again
+    fill(pipe, late_frame, processes[1])
+    errors = errors_of(processes)
     assert [process.returncode for process in processes] == [0, 0], errors
-    assert (tmp_path / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert (tmp_path / "out" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_error_of_one_process_ends_the_other(annotations, model, tmp_path, number):
+    """Although that one would read its next frame for ever."""
+    copy, _ = copy_with_pipe(annotations, tmp_path / "videos", SHARES[1 - number][-1])
+    (copy.parent / "JPEGImages" / f"v{SHARES[number][-1]}" / "00001.png").write_bytes(b"no picture")
+    processes = run_two_processes(copy, tmp_path / "out", model)
+    errors = errors_of(processes)
+    assert [process.returncode for process in processes] == [2, 2], errors
+    said = [[line for line in error.splitlines() if line and not line.startswith("segmenting")] for error in errors]
+    (own,), (other,) = said[number], said[1 - number]
+    assert own.startswith(f"clipvis: error: instances: v{SHARES[number][-1]}/00001.png: ")
+    assert other == own.replace("error: ", f"error: process {number}: ", 1)
 
 
 def test_shares_cover_all_videos_once(segmenter, annotations, tmp_path, monkeypatch):
