@@ -99,7 +99,12 @@ def start(cache, config, *options, devices=1):
 
 
 def finish(*processes, expected_code=0):
-    """Wait for processes that work together; returns what the first one printed."""
+    """Wait for processes that work together; returns what the first one printed, and its errors."""
+    return finish_all(*processes, expected_code=expected_code)[0]
+
+
+def finish_all(*processes, expected_code=0):
+    """Wait for processes that work together; returns what each printed, and its errors."""
     try:
         said = [process.communicate(timeout=500) for process in processes]
     finally:
@@ -107,7 +112,7 @@ def finish(*processes, expected_code=0):
             process.kill()  # does nothing to one that has ended
     for process, (_, error) in zip(processes, said, strict=True):
         assert process.returncode == expected_code, error
-    return said[0]
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -231,8 +236,63 @@ def start_two(cache, config, *options):
     return [start(cache, config, *shared, "--distributed.process-id", i, devices=2) for i in range(2)]
 
 
+def unlike(config, folder, changes):
+    """Write a configuration whose two processes do something else at some place."""
+    path = folder / "unlike.py"
+    path.write_text(
+        config.read_text()
+        + textwrap.dedent(
+            """
+            import itertools, time
+            import jax
+            from clipvis_jax.errors import InputError
+            from clipvis_jax.training import task
+            put, predict_dataset, count = ClipVisTask.put, task.predict_dataset, itertools.count(1)
+            """
+        )
+        + textwrap.dedent(changes)
+    )
+    return path
+
+
+LATE = """
+def late_put(self, batch):
+    if next(count) == 1 and jax.process_index() == 1:
+        time.sleep(65)
+    return put(self, batch)
+
+def late_predict_dataset(*given):
+    if jax.process_index() == 0:
+        time.sleep(65)
+    return predict_dataset(*given)
+
+ClipVisTask.put, task.predict_dataset = late_put, late_predict_dataset
+"""
+
+FAILING = """
+def failing_put(self, batch):
+    if next(count) == 3 and jax.process_index() == 1:
+        raise InputError("frame: is damaged")
+    return put(self, batch)
+
+ClipVisTask.put = failing_put
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_the_other(cache, config, clip, tmp_path):
+    """Which waits for it in the middle of a step."""
+    options = ["--workdir", tmp_path / "run", "--clip", clip, "--data.num-workers", 1]
+    processes = start_two(cache, unlike(config, tmp_path, FAILING), *options)
+    errors = [error for _, error in finish_all(*processes, expected_code=2)]
+    said = [[line for line in error.splitlines() if line and not line.startswith("training:")] for error in errors]
+    assert said == [["clipvis: error: process 1: frame: is damaged"], ["clipvis: error: frame: is damaged"]]
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path):
+    """Also when one has its first batch a minute later than the other, and is a minute earlier with its evaluation."""
+    config = unlike(config, tmp_path, LATE)
     options = ["--workdir", tmp_path, "--clip", clip, *TWENTY_STEPS, "--loop.evaluate-every", 20]
     finish(*start_two(cache, config, *options, "--loop.picture-every", 20))
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from clipvis_jax.distributed import DistributedConfig, largest_of_all, start_processes, wait_for_compilation
+from clipvis_jax.distributed import DistributedConfig, largest_of_all, start_processes, wait_for_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.loop.loop import LoopConfig, train
 from clipvis_jax.loop.sharding import make_mesh
@@ -65,7 +65,7 @@ task = SharedTask({num_steps})
 number, largest = jax.process_index(), largest_of_all(10 * (jax.process_index() + 1))
 time.sleep(0.5 * number)
 began = time.time()
-wait_for_compilation("toy step")
+wait_for_all("toy step")
 ended = time.time()
 is_complete = train(task, LoopConfig(log_every=1, checkpoint_every=0), folder, show_progress=False)
 place = {{"count": jax.process_count(), "index": number, "largest": largest, "devices": jax.device_count()}}
@@ -157,6 +157,50 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(whole, tmp_path)
     assert [(said["is_complete"], said["first"]) for said in finished] == [(True, last + 1)] * 2
     assert [said["result"] for said in finished] == [said["result"] for said in whole]
     assert [record["step"] for record in read_log(tmp_path)] == list(range(1, NUM_STEPS + 1))
+
+
+ENDING = """
+import sys, time
+from clipvis_jax.distributed import DistributedConfig, common_random_name, end_all, start_processes, wait_for_all
+number, failing = int(sys.argv[2]), int(sys.argv[3])
+start_processes(DistributedConfig(coordinator=sys.argv[1], num_processes=3, process_id=number))
+print(common_random_name(), flush=True)
+try:
+    if number != failing:
+        wait_for_all("never")
+    raise ValueError("no more data")
+except ValueError as error:
+    end_all(str(error), 7, "says it itself" if failing else None)
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_ends_all(failing):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDING, address, str(number), str(failing)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    try:
+        said = [process.communicate(timeout=100) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [7 if number == failing else 2 for number in range(3)]
+    assert len({name for name, _ in said}) == 1
+    own = said[failing][1].splitlines()
+    assert own == ["says it itself"] if failing else own[-1] == "ValueError: no more data"
+    others = [error for number, (_, error) in enumerate(said) if number != failing]
+    assert others == [f"clipvis: error: process {failing}: no more data\n"] * 2
 
 
 def test_nothing_is_recognised(tmp_path):
