@@ -117,8 +117,8 @@ def test_limit(annotations, model, tmp_path):
     assert metrics["metrics"]["ytvis"]["categories"][1]["AP"] is None  # no dog in the first video
 
 
-def run_process(annotations, out, model, *options):
-    command = [sys.executable, "-m", "clipvis_jax.cli", "eval", "--dataset", annotations, "--model", model]
+def run_process(annotations, out, model, *options, program=("-m", "clipvis_jax.cli")):
+    command = [sys.executable, *program, "eval", "--dataset", annotations, "--model", model]
     command += ["--size", SIZE, "--out", out, *options]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
@@ -144,12 +144,35 @@ def test_killed_and_started_again(finished, annotations, model, tmp_path):
     assert again["metrics"] == first["metrics"]
 
 
-def run_two_processes(annotations, out, model, *options):
+DELAYED = """
+import sys, time
+import jax
+from clipvis_jax.cli import main
+from clipvis_jax.inference import dataset_run
+number, seconds = int(sys.argv.pop(1)), float(sys.argv.pop(1))
+decode_frame = dataset_run.decode_frame
+def delayed(*given):
+    global seconds
+    if jax.process_index() == number:
+        time.sleep(seconds)
+        seconds = 0
+    return decode_frame(*given)
+dataset_run.decode_frame = delayed
+sys.exit(main())
+"""
+
+
+def run_two_processes(annotations, out, model, *, late, seconds):
+    """Start two processes, of which one has its first frame later than the other."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    shared = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2, *options]
-    return [run_process(annotations, out, model, *shared, "--distributed.process-id", number) for number in range(2)]
+    shared = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2]
+    program = ["-c", DELAYED, late, seconds]
+    return [
+        run_process(annotations, out, model, *shared, "--distributed.process-id", number, program=program)
+        for number in range(2)
+    ]
 
 
 def errors_of(processes):
@@ -160,61 +183,26 @@ def errors_of(processes):
             process.kill()  # does nothing to one that has ended
 
 
-SHARES = [(0, 1), (2,)]
-"""Which videos each of two processes does, in this order."""
-
-
-def copy_with_pipe(annotations, folder, video):
-    """Copy the data set; a pipe takes the place of a video's second frame. Returns annotations and the pipe."""
-    shutil.copytree(annotations.parent, folder)
-    pipe = folder / "JPEGImages" / f"v{video}" / "00001.png"
-    pipe.unlink()
-    os.mkfifo(pipe)
-    return folder / annotations.name, pipe
-
-
-def fill(pipe, content, process):
-    """Write into a pipe as soon as the process reads from it; returns a moment later."""
-    while True:
-        assert process.poll() is None, process.stderr.read()
-        try:
-            descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody reads yet
-            time.sleep(0.1)
-            continue
-        with open(descriptor, "wb") as file:
-            file.write(content())
-        return
-
-
 @pytest.mark.slow
-def test_processes_share_the_videos_and_wait_for_the_last_one(finished, annotations, model, tmp_path):
-    """For more than a minute: so late comes a frame of the other's."""
-    copy, pipe = copy_with_pipe(annotations, tmp_path / "videos", SHARES[1][0])
-
-    def late_frame():
-        time.sleep(70)
-        return (annotations.parent / pipe.relative_to(copy.parent)).read_bytes()
-
-    processes = run_two_processes(copy, tmp_path / "out", model, "--no-report")  # which would read the pipe again
-    fill(pipe, late_frame, processes[1])
-    errors = errors_of(processes)
+def test_two_processes_share_the_videos(finished, annotations, model, tmp_path):
+    """And one waits for the other, for more than a minute."""
+    errors = errors_of(processes := run_two_processes(annotations, tmp_path, model, late=1, seconds=65))
     assert [process.returncode for process in processes] == [0, 0], errors
-    assert (tmp_path / "out" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert (tmp_path / "results.json").read_bytes() == (finished / "results.json").read_bytes()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-def test_an_error_of_one_process_ends_the_other(annotations, model, tmp_path, number):
-    """Although that one would read its next frame for ever."""
-    copy, _ = copy_with_pipe(annotations, tmp_path / "videos", SHARES[1 - number][-1])
-    (copy.parent / "JPEGImages" / f"v{SHARES[number][-1]}" / "00001.png").write_bytes(b"no picture")
-    processes = run_two_processes(copy, tmp_path / "out", model)
-    errors = errors_of(processes)
+@pytest.mark.parametrize(("number", "video"), [(0, 0), (1, 2)])
+def test_an_error_of_one_process_ends_the_other(annotations, model, tmp_path, number, video):
+    """Wherever that one is; it would take an hour."""
+    shutil.copytree(annotations.parent, tmp_path / "videos")
+    (tmp_path / "videos" / "JPEGImages" / f"v{video}" / "00001.png").write_bytes(b"no picture")
+    copy = tmp_path / "videos" / annotations.name
+    errors = errors_of(processes := run_two_processes(copy, tmp_path / "out", model, late=1 - number, seconds=3600))
     assert [process.returncode for process in processes] == [2, 2], errors
     said = [[line for line in error.splitlines() if line and not line.startswith("segmenting")] for error in errors]
     (own,), (other,) = said[number], said[1 - number]
-    assert own.startswith(f"clipvis: error: instances: v{SHARES[number][-1]}/00001.png: ")
+    assert own.startswith(f"clipvis: error: instances: v{video}/00001.png: ")
     assert other == own.replace("error: ", f"error: process {number}: ", 1)
 
 

@@ -1,6 +1,8 @@
 """``clipvis prepare``."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from annotation_files import write_dataset, youtube_vis
@@ -39,6 +41,36 @@ def test_own_data_set(root, tmp_path, capsys):
     options = ["--source", str(folder / "JPEGImages"), "--out", str(tmp_path / "out")]
     assert main(["prepare", str(folder / "val_instances.json"), *options]) == 0
     assert "val_instances: 2 videos, 2 classes" in capsys.readouterr().out
+
+
+SLOW = """
+import sys
+from clipvis_jax.cli import main
+from clipvis_jax.data.raw import RawDataset
+read_frame = RawDataset.read_frame
+def slow(*given):
+    print("reading", flush=True)
+    sys.stdin.readline()
+    return read_frame(*given)
+RawDataset.read_frame = slow
+sys.exit(main())
+"""
+
+
+def test_a_second_preparation_is_refused_however_long_the_first_takes(root, tmp_path, capsys):
+    command = ["prepare", "lvvis_val", "--source", str(root), "--out", str(tmp_path / "out")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", SLOW, *command], **pipes) as first:
+        try:
+            assert first.stdout.readline() == "reading\n"
+            assert main(command) == 2
+            error = capsys.readouterr().err.strip().splitlines()[-1]
+            assert "another preparation is at work there; wait for it, or choose another folder" in error
+            first.communicate("\n" * 100, timeout=100)
+            assert first.returncode == 0
+        finally:
+            first.kill()
+    assert main([*command, "--verify"]) == 0
 
 
 def test_bad_input(root, tmp_path, capsys):
