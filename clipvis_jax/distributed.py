@@ -218,15 +218,14 @@ def _end(code: int, text: str) -> NoReturn:
     """Print a text and end this process; process 0 as the last one."""
     import jax  # noqa: PLC0415
 
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()  # the text gets a line of its own
-    with suppress(Exception):
-        print(text.rstrip(), file=sys.stderr, flush=True)
-    with suppress(Exception):
-        sys.stdout.flush()
-    for child in active_children():
-        child.kill()
-    with suppress(RuntimeError):
+    try:
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # the text gets a line of its own
+        with suppress(OSError, ValueError):  # a closed stream
+            print(text.rstrip(), file=sys.stderr, flush=True)
+            sys.stdout.flush()
+        for child in active_children():
+            child.kill()
         if jax.process_index() > 0:
             _coordinator().key_value_set(f"{_ENDED}{jax.process_index()}", "read")
         else:
@@ -235,7 +234,8 @@ def _end(code: int, text: str) -> NoReturn:
             while len(_coordinator().key_value_dir_get(_ENDED)) < jax.process_count() - 1 and time.monotonic() < end:
                 time.sleep(0.1)
             time.sleep(0.5)
-    os._exit(code)
+    finally:
+        os._exit(code)  # whatever fails, and at a second Ctrl-C
 
 
 def _failure_elsewhere() -> str | None:
