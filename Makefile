@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 DEMO := build/demo
 # Compiling, which tests mostly do, keeps one core busy. A test file needs up to 7 GB.
 TEST_WORKERS ?= 2
+PYTEST := -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-latest test-oldest lint format bench ablation small-model experiment bundle clean
 
@@ -30,10 +31,10 @@ demo: $(VENV)/.run
 	$(BIN)/clipvis demo --out $(DEMO)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python $(PYTEST)
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 # Environments of other versions, without torch: what tests/parity compares with is not there.
 NEWEST = $(shell .ci/newest_python)
@@ -55,7 +56,7 @@ NEWEST = $(shell .ci/newest_python)
 
 TESTED := -m "not slow"
 test-latest test-oldest: test-%: .venv-%/.test
-	.venv-$*/bin/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --ignore tests/parity $(TESTED)
+	.venv-$*/bin/python $(PYTEST) --ignore tests/parity $(TESTED)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

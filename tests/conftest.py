@@ -22,6 +22,7 @@ install_import_hook(
     "beartype.beartype",
 )
 
+import collections
 import functools
 import logging
 import signal
@@ -41,6 +42,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 jax.config.update("jax_compilation_cache_dir", str(_PACKAGE.parent / "build" / "test-programs"))
 jax.config.update("jax_compilation_cache_max_size", 2**32)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Compiling takes most of the time of the tests. Only what compares numbers of whole models, or computes for long, is
+# compiled as for users.
+_OPTIMIZED = ("parity", "golden", "test_training.py", "test_bundled.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly(request):
+    """Switch most of the compiler's optimisations off or on."""
+    is_quick = not any(name in str(request.path.relative_to(Path(__file__).parent)) for name in _OPTIMIZED)
+    if is_quick != jax.config.read("jax_disable_most_optimizations"):
+        jax.config.update("jax_disable_most_optimizations", is_quick)
+        jax.clear_caches()  # of functions that several modules share
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Begin with the files that have the most slow tests, lest one worker be busy long after the other."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
 
 GOLDENS = Path(__file__).parent / "goldens"
 FAMILIES = ("rn", "convnext")

@@ -1,5 +1,6 @@
 """The tiny models of the goldens as segmenters."""
 
+import dataclasses
 import functools
 import json
 
@@ -92,5 +93,18 @@ def tiny_model_folder(path, family):
     """Write a whole model folder with a tiny model, which takes any class names; returns its path."""
     config, clip_vars, params = from_state_dict(wordy_state_dict(family), source=family, text_heads=4)
     # Without background names, of which hundreds would be encoded.
+    save_model(path, config, clip_vars, params, tiny_tokenizer(), source={}, run_defaults=RunDefaults(background=()))
+    return path
+
+
+def one_layer_model_folder(path):
+    """Write a model folder with a tiny CLIP under decoders of one layer, for tests that compile many trainings."""
+    config, clip_vars, _ = from_state_dict(wordy_state_dict("rn"), source="rn", text_heads=4)
+    config = dataclasses.replace(
+        config,
+        pixel_decoder=dataclasses.replace(config.pixel_decoder, num_layers=1, ffn_dim=64),
+        query_decoder=dataclasses.replace(config.query_decoder, num_layers=1),
+    )
+    params = jax.jit(ClipVis(config).init_decoders)(jax.random.key(0))
     save_model(path, config, clip_vars, params, tiny_tokenizer(), source={}, run_defaults=RunDefaults(background=()))
     return path
