@@ -63,6 +63,9 @@ class Predict:
     """Number of (track, class) pairs."""
     min_score: Annotated[float, arg(metavar="SCORE")] = 0.2
     """Leave out pairs with a lower score, 0 to 1; 0 gives exactly the method's results."""
+    scores: Literal["all", "visible"] = "all"
+    """Frames that a track's score is averaged over: all of them, as the method does, so that it sinks with every frame
+    that does not show the object, or those in which the track is visible."""
     overlay: Annotated[bool, arg(help_behavior_hint="")] = True
     """Do not write the overlay."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -86,6 +89,7 @@ class Predict:
         with stopping_at_once():
             from clipvis_jax.commands import predict_outputs
             from clipvis_jax.inference.loading import enable_compilation_cache, load
+            from clipvis_jax.inference.scores import ScoreConfig
             from clipvis_jax.inference.segmenter import InferenceConfig
             from clipvis_jax.media.images import MAX_PIXELS
             from clipvis_jax.media.video_reader import FrameSelection, open_frames
@@ -93,7 +97,9 @@ class Predict:
             classes = read_classes(self.classes, self.classes_file)
             background = self._read_background()
             selection = FrameSelection(self.start, self.end, self.every)
-            config = InferenceConfig(size=self.size, window=self.window, temp_dir=self.out)
+            config = InferenceConfig(
+                size=self.size, window=self.window, scores=ScoreConfig(over=self.scores), temp_dir=self.out
+            )
             source = open_frames(
                 self.source, selection, on_error=self.on_error, max_pixels=self.max_pixels or MAX_PIXELS
             )

@@ -5,7 +5,7 @@ Plain numpy on the host, on arrays in track order. Source: CLIP-VIS, section III
 
 import dataclasses
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -19,10 +19,26 @@ PRUNE_RATIO = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig:
-    """What weighs the class probabilities; both switches exist for ablations."""
+    """How a track's scores follow from its frames; the defaults are the method's.
+
+    Attributes:
+        use_objectness: Weigh by the objectness; a switch for ablations.
+        use_iou: Weigh by the mask IoU; a switch for ablations.
+        over: The frames that are averaged over: ``all``, so that a score sinks with every frame that does not show the
+            object, or those in which the track is ``visible``: an object is likelier there than none.
+        window: Of the newest so many frames only, for streams; None: of the whole video.
+    """
 
     use_objectness: bool = True
     use_iou: bool = True
+    over: Literal["all", "visible"] = "all"
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.over not in ("all", "visible"):
+            raise InputError(f"scores.over {self.over!r}: give all or visible")
+        if self.window is not None and self.window < 1:
+            raise InputError(f"scores.window {self.window}: must be 1 frame or more")
 
 
 def object_probs(object_logits: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "..."]:
@@ -35,21 +51,25 @@ class ScoreSums:
     """Sums over the frames seen so far, from which a video's scores follow at any time; float64, as videos are long.
 
     Attributes:
-        config: What weighs the class probabilities.
+        config: How scores follow from the frames.
         num_frames: Frames seen so far.
+        num_counted: The number of frames that each track's sums are of.
         class_sum: Sum of every track's class probabilities, weighted by the mask IoU where ``config`` says so.
         object_sum: Sum of every track's objectness logits.
+        newest: With ``config.window``, what each of its frames adds to the sums.
     """
 
     config: ScoreConfig
     num_frames: int
+    num_counted: Float[np.ndarray, " q"]
     class_sum: Float[np.ndarray, "q c"]
     object_sum: Float[np.ndarray, "q 2"]
+    newest: tuple[tuple[np.ndarray, ...], ...] = ()
 
     @classmethod
     def zeros(cls, num_tracks: int, num_classes: int, config: ScoreConfig) -> "ScoreSums":
         """Return the sums before the first frame."""
-        return cls(config, 0, np.zeros((num_tracks, num_classes)), np.zeros((num_tracks, 2)))
+        return cls(config, 0, np.zeros(num_tracks), np.zeros((num_tracks, num_classes)), np.zeros((num_tracks, 2)))
 
     def add(
         self,
@@ -59,16 +79,25 @@ class ScoreSums:
     ) -> "ScoreSums":
         """Return the sums with one more frame, given in track order."""
         weighted = np.sqrt(class_probs * iou[:, None]) if self.config.use_iou else class_probs
-        return ScoreSums(self.config, self.num_frames + 1, self.class_sum + weighted, self.object_sum + object_logits)
+        counted = np.ones(len(iou)) if self.config.over == "all" else (object_probs(object_logits) > 0.5).astype(float)
+        added = counted, weighted * counted[:, None], object_logits * counted[:, None]
+        sums = self.num_counted, self.class_sum, self.object_sum
+        newest = self.newest
+        if self.config.window is None:
+            sums = tuple(total + part for total, part in zip(sums, added, strict=True))
+        else:
+            # Added up anew: differences would let rounding errors grow for as long as a stream lasts.
+            newest = (*newest, added)[-self.config.window :]
+            sums = tuple(np.sum(parts, axis=0, dtype=float) for parts in zip(*newest, strict=True))
+        return ScoreSums(self.config, self.num_frames + 1, *sums, newest)
 
     def scores(self) -> Float[np.ndarray, "q c"]:
         """Return the score of every track and class, 0..1; with a ReLU mask-IoU head it may exceed 1."""
-        if self.num_frames == 0:
-            return np.zeros_like(self.class_sum)
-        mean = self.class_sum / self.num_frames
+        num_counted = np.maximum(self.num_counted, 1)[:, None]  # the sums of a track that was never visible are 0
+        mean = self.class_sum / num_counted
         if not self.config.use_objectness:
             return mean
-        return np.sqrt(mean * object_probs(self.object_sum / self.num_frames)[:, None])
+        return np.sqrt(mean * object_probs(self.object_sum / num_counted)[:, None])
 
 
 def image_scores(

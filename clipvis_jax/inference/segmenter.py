@@ -60,7 +60,7 @@ class InferenceConfig:
         max_size: Limit of the longer side.
         window: Frames per call of the network; None: 1 on a CPU, where more gains nothing, 8 elsewhere.
         association: How queries are matched over time.
-        scores: What weighs the class probabilities.
+        scores: How a track's scores follow from its frames.
         temp_dir: Folder for what is kept of past frames; None: the system's.
     """
 
@@ -245,6 +245,7 @@ class Segmenter:
         *,
         background: Background = (),
         keep_frames: bool = True,
+        score_window: int | None = None,
         show_progress: bool = False,
     ) -> VideoState:
         """Begin a video that comes frame by frame.
@@ -253,6 +254,7 @@ class Segmenter:
             classes: Class names; synonyms of one class are separated by commas.
             background: See ``predict``.
             keep_frames: Keep on disk what ``finish`` needs of every frame. Without, a stream may go on for ever.
+            score_window: Average scores over the newest so many frames only; None: as ``config.scores`` says.
             show_progress: Show a progress bar while a large vocabulary is encoded.
 
         Raises:
@@ -265,7 +267,10 @@ class Segmenter:
         if self._vocabulary is None or self._vocabulary[0] != key:
             self._vocabulary = key, self.encode_classes(names, background=background, show_progress=show_progress)
         num_tracks = self.model.config.query_decoder.num_queries
-        tracker = TrackerState.start(num_tracks, len(names), self.config.association, self.config.scores)
+        scores = self.config.scores
+        if score_window is not None:
+            scores = dataclasses.replace(scores, window=score_window)
+        tracker = TrackerState.start(num_tracks, len(names), self.config.association, scores)
         store = FrameStore(num_tracks, len(names), self.config.temp_dir) if keep_frames else None
         used = tuple(unsaid_names(background, check_vocabulary(names)))
         return VideoState(names, self._vocabulary[1], tracker, store, background=used)
