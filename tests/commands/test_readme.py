@@ -74,7 +74,7 @@ def test_the_python_of_the_docs_runs(name):
 
 COMMANDS = [
     line.partition(" #")[0]
-    for language, block in BLOCKS
+    for language, block in BLOCKS + blocks_of((ROOT / "docs" / "recipes.md").read_text("utf-8"))
     for line in block.replace("\\\n", " ").splitlines()
     if not language and line.startswith("clipvis ")
 ]
