@@ -1,7 +1,8 @@
 """Model folders: sizes, parameters, tokenizer and provenance in one place.
 
 A folder holds ``config.json`` (format version, sizes, checksum, where the weights come from), ``variables/``
-(parameters, by orbax) and ``tokenizer/`` (files in transformers' format).
+(parameters, by orbax), ``tokenizer/`` (files in transformers' format) and ``manifest.json`` (SHA-256 of the other files
+but the parameters, whose checksum is in ``config.json``).
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,7 @@ from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.text.tokenizer import ClipTokenizer, load_tokenizer
 
 FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
 Storage = Literal["float32", "float16"]
 """Types in which variables may be stored; they are read as float32."""
 
@@ -180,6 +183,7 @@ def save_model(
                 (new / "variables" / "commit_success.txt").unlink(missing_ok=True)
                 tokenizer.save(new / "tokenizer")
                 (new / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+                (new / MANIFEST).write_text(json.dumps(_digests(new), indent=2) + "\n", encoding="utf-8")
                 _move_into_place(new, folder, old=temporary / "old")
     except OSError as error:
         raise output_error(folder, error) from error
@@ -188,6 +192,9 @@ def save_model(
 
 def load_model(folder: Path) -> ModelFolder:
     """Read a model folder; needs neither torch nor a network.
+
+    Warns:
+        UserWarning: The folder is of an older version, in which changed files go unnoticed.
 
     Raises:
         InputError: Not a model folder, one of a newer version, or a damaged one.
@@ -224,8 +231,39 @@ def load_model(folder: Path) -> ModelFolder:
     except InputError as error:
         raise InputError(f"{error}; convert the model again") from error
     _check_vocabulary(tokenizer, config.text)
+    _check_manifest(folder)
     variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
     return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, source, run_defaults)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a model folder but its parameters and its manifest."""
+    files = [folder / "config.json", *sorted(path for path in (folder / "tokenizer").rglob("*") if path.is_file())]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _check_manifest(folder: Path) -> None:
+    """Refuse changed sizes or tokens: most would give other tracks or names without an error."""
+    path = folder / MANIFEST
+    if not path.exists():
+        warnings.warn(
+            f"{folder}: has no {MANIFEST}, as folders of older versions, so changed files go unnoticed; convert the "
+            "model again",
+            stacklevel=3,
+        )
+        return
+    try:
+        expected = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({first_line(error)}); convert the model again") from error
+    found = _digests(folder)
+    for name in sorted(expected | found):
+        if expected.get(name) != found.get(name):
+            what = "was removed" if name not in found else "was added" if name not in expected else "was changed"
+            raise InputError(
+                f"{folder / name}: {what} since the model was written; convert the model again, or delete {MANIFEST} "
+                "if that is meant"
+            )
 
 
 def _variable_shapes(config: ClipVisConfig) -> dict[str, Any]:

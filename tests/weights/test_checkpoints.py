@@ -30,6 +30,7 @@ from clipvis_jax.text.tokenizer import ClipTokenizer, make_tokenizer
 from clipvis_jax.weights.convert import from_state_dict
 from clipvis_jax.weights.model_folder import (
     FORMAT_VERSION,
+    MANIFEST,
     RunDefaults,
     check_target,
     config_from_json,
@@ -127,7 +128,9 @@ def test_a_folder_says_how_it_is_run(made: Path, tmp_path: Path) -> None:
     assert main(["convert", "--checkpoint", str(file), "--out", str(again), *tokenizer]) == 0
     assert load_model(again).run_defaults == RunDefaults(64, ("sky", "sea"))
     edit(inference=DELETE)(again)
-    assert load_model(again).run_defaults == RunDefaults()
+    (again / MANIFEST).unlink()
+    with pytest.warns(UserWarning, match=r"has no manifest.json, as folders of older versions"):
+        assert load_model(again).run_defaults == RunDefaults()
 
 
 @pytest.mark.parametrize("size", BACKBONES)
@@ -168,6 +171,15 @@ def other_values(folder: Path) -> None:
     ocp.save(folder / "variables", jax.tree.map(lambda array: np.asarray(array * np.float32(1.01)), variables))
 
 
+def swap_tokens(folder: Path) -> None:
+    """Give two words each other's ids."""
+    file = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["dog</w>"], vocabulary["cat</w>"] = vocabulary["cat</w>"], vocabulary["dog</w>"]
+    file.write_text(json.dumps(content))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "missing": (shutil.rmtree, "", "no such folder; make a model folder with 'clipvis convert'"),
     "another folder": (lambda p: (p / "config.json").unlink(), "", "not a model folder (no config.json)"),
@@ -187,6 +199,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "other values": (other_values, "variables", "damaged (another checksum)"),
     "a size that is none": (edit(inference__size="big"), "config.json", "damaged (ValueError: size big"),
     "background is text": (edit(inference__background="sky"), "config.json", "damaged (TypeError: background"),
+    "other heads": (edit(config__query_decoder__num_heads=4), "config.json", "was changed since the model was written"),
+    "swapped tokens": (swap_tokens, "tokenizer/tokenizer.json", "was changed since the model was written"),
+    "a stray file": (
+        lambda p: (p / "tokenizer/added_tokens.json").write_text("{}"),
+        "tokenizer/added_tokens.json",
+        "was added since the model was written",
+    ),
+    "half a manifest": (lambda p: (p / MANIFEST).write_text('{"config'), MANIFEST, "damaged"),
+    "a list as manifest": (lambda p: (p / MANIFEST).write_text("[5]"), MANIFEST, "damaged"),
     "no variables": (lambda p: shutil.rmtree(p / "variables"), "variables", "damaged"),
     "no tokenizer": (lambda p: shutil.rmtree(p / "tokenizer"), "tokenizer", "convert the model again"),
     "half a tokenizer": (lambda p: (p / "tokenizer/tokenizer.json").write_text("{"), "tokenizer", "convert the model"),
