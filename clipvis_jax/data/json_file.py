@@ -103,7 +103,7 @@ def decode(text: Any, kind: Any, where: str) -> Any:
         byte = int(place.rstrip(")")) if place else size
         near = bytes(memoryview(text)[max(0, byte - 20) : byte + 20]).decode("utf-8", "replace")
         there = bytes(memoryview(text)[max(0, byte - (1 if place else 12)) : byte + 9]).decode("latin-1")
-        advice = next((x for kind, x in _ADVICE.items() if re.search(kind, f"{message} found {there}")), "correct it")
+        advice = next((x for regex, x in _ADVICE.items() if re.search(regex, f"{message} found {there}")), "correct it")
         if place:
             message += f" at byte {byte} of {size}, near {show(near)}"
         raise InputError(f"{where}: is not valid JSON ({message}); {advice}") from error
