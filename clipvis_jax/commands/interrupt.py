@@ -2,8 +2,9 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from types import FrameType
 
@@ -46,7 +47,10 @@ def stopping_at_once() -> Iterator[None]:
 
     def stop(*_: object) -> None:
         end_all("stopped", 130, STOPPED)
-        os.write(2, f"{STOPPED}\n".encode())
+        # Where Python began without stderr, 2 may be the number of an opened file.
+        if sys.__stderr__ is not None:
+            with suppress(OSError):
+                os.write(2, f"{STOPPED}\n".encode())
         os._exit(130)
 
     with _handling(stop):

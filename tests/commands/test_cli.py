@@ -29,6 +29,7 @@ import clipvis_jax
 from clipvis_jax.cli import COMMANDS, main
 from clipvis_jax.commands.options import name_option
 from clipvis_jax.commands.predict import Predict
+from clipvis_jax.commands.printing import unfailing_printing
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.media.video_reader import FrameSelection, open_frames
 from clipvis_jax.media.video_writer import VideoWriter
@@ -702,3 +703,32 @@ def test_an_error_that_cannot_be_printed_keeps_its_code() -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         done = subprocess.run([sys.executable, "-m", "clipvis_jax.cli", "dance"], stderr=full, check=False)
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize("stream", [None, io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()])
+def test_printing_into_a_missing_or_closed_stream(stream, monkeypatch):
+    if stream is not None:
+        stream.close()
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("sys.stderr", stream)
+    with unfailing_printing():
+        print("one", flush=True)
+        print("two", file=sys.stderr, flush=True)
+        assert stream is not None or sys.stderr.name == os.devnull  # nothing gathers in memory
+    assert (sys.stdout, sys.stderr) == (stream, stream)
+
+
+STOPPED_ALONE = """
+import signal, sys
+from clipvis_jax.commands.interrupt import stopping_at_once
+with open(sys.argv[1], "w"), stopping_at_once():
+    signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize("shell", ["2>&-", "2> /dev/full", "2> >(true)"])
+def test_ctrl_c_that_cannot_be_printed_keeps_its_code(shell: str, tmp_path: Path) -> None:
+    """And where stderr was closed, its number may be that of a file, which is not written to."""
+    command = ["bash", "-c", f'"$@" {shell}', "bash", sys.executable, "-c", STOPPED_ALONE, tmp_path / "data"]
+    assert subprocess.run(command, check=False).returncode == 130
+    assert (tmp_path / "data").read_bytes() == b""
