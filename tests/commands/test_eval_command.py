@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from free_port import free_port
 from PIL import Image
 from small_videos import CATEGORIES, perfect_results, write_videos
 from tiny import tiny_model_folder
@@ -164,9 +164,7 @@ sys.exit(main())
 
 def run_two_processes(annotations, out, model, *, late, seconds):
     """Start two processes, of which one has its first frame later than the other."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     shared = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2]
     program = ["-c", DELAYED, late, seconds]
     return [
@@ -177,7 +175,7 @@ def run_two_processes(annotations, out, model, *, late, seconds):
 
 def errors_of(processes):
     try:
-        return [process.communicate(timeout=200)[1] for process in processes]
+        return [process.communicate(timeout=600)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()  # does nothing to one that has ended
@@ -186,7 +184,7 @@ def errors_of(processes):
 @pytest.mark.slow
 def test_two_processes_share_the_videos(finished, annotations, model, tmp_path):
     """And one waits for the other, for more than a minute."""
-    errors = errors_of(processes := run_two_processes(annotations, tmp_path, model, late=1, seconds=65))
+    errors = errors_of(processes := run_two_processes(annotations, tmp_path, model, late=1, seconds=61))
     assert [process.returncode for process in processes] == [0, 0], errors
     assert (tmp_path / "results.json").read_bytes() == (finished / "results.json").read_bytes()
 
@@ -200,7 +198,8 @@ def test_an_error_of_one_process_ends_the_other(annotations, model, tmp_path, nu
     copy = tmp_path / "videos" / annotations.name
     errors = errors_of(processes := run_two_processes(copy, tmp_path / "out", model, late=1 - number, seconds=3600))
     assert [process.returncode for process in processes] == [2, 2], errors
-    said = [[line for line in error.splitlines() if line and not line.startswith("segmenting")] for error in errors]
+    # Lines of XLA may stand among them.
+    said = [[line for line in error.splitlines() if line.startswith(("clipvis: ", "Traceback"))] for error in errors]
     (own,), (other,) = said[number], said[1 - number]
     assert own.startswith(f"clipvis: error: instances: v{video}/00001.png: ")
     assert other == own.replace("error: ", f"error: process {number}: ", 1)

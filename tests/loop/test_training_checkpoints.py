@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from free_port import free_port
 from jax.sharding import NamedSharding, PartitionSpec
 
 from clipvis_jax.errors import InputError
@@ -432,9 +432,7 @@ with TrainingCheckpoints(folder, keep_last=4) as checkpoints:
 @pytest.mark.slow
 def test_two_processes_agree_on_what_is_whole(tmp_path):
     """Whatever one of them cannot read all pass over, and they go on together."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     script = PROCESS.format(tests=str(Path(__file__).parent))
     processes = [
         subprocess.Popen(
@@ -447,7 +445,7 @@ def test_two_processes_agree_on_what_is_whole(tmp_path):
     ]
     try:
         for process in processes:
-            output, error = process.communicate(timeout=120)
+            output, error = process.communicate(timeout=300)
             assert process.returncode == 0, error.decode()
             assert json.loads(output.splitlines()[-1]) == [1, [1], 2, 7]
     finally:
