@@ -7,17 +7,19 @@ give up on each other when one comes later than another (CPU devices after 30 se
 import atexit
 import dataclasses
 import itertools
+import json
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import time
 import traceback
 from contextlib import suppress
 from multiprocessing import active_children
-from threading import Event, Lock, Thread
-from typing import Any, NoReturn
+from threading import Event, Lock, Thread, current_thread, main_thread
+from typing import Any
 
 from tqdm import tqdm
 
@@ -130,8 +132,11 @@ def _find(coordinator: str) -> None:
 def wait_for_all(name: str) -> None:
     """Wait until every process has come to the point of this name, for any time.
 
-    Also needed before a program first runs on the devices of several processes: one that finds it in its cache of
-    compiled programs is far ahead of the others.
+    Also needed before the first program in which the devices of several processes talk to each other: a process that
+    finds it in its cache of compiled programs is far ahead of the others.
+
+    Raises:
+        InputError: Another process has come to a point of another name.
     """
     import jax  # noqa: PLC0415
 
@@ -169,15 +174,26 @@ def _exchange(name: str, text: str) -> list[str]:
 
     All processes have to come to the same points in the same order. Unlike a barrier of the coordinator it can be
     left by Ctrl-C.
+
+    Raises:
+        InputError: Another process has come to a point of another name.
     """
     import jax  # noqa: PLC0415
 
-    coordinator, folder, pause = _coordinator(), f"clipvis/{next(_meetings)} {name}/", 0.001
-    coordinator.key_value_set(f"{folder}{jax.process_index()}", text)
-    while len(given := coordinator.key_value_dir_get(folder)) < jax.process_count():
+    coordinator, folder, pause = _coordinator(), f"clipvis/{next(_meetings)}/", 0.001
+    coordinator.key_value_set(f"{folder}{jax.process_index()}", json.dumps([name, text]))
+    while True:
+        given = {int(key.rpartition("/")[2]): json.loads(value) for key, value in coordinator.key_value_dir_get(folder)}
+        for number, (other, _) in given.items():
+            if other != name:
+                raise InputError(
+                    f"distributed: process {number} is at '{other}', and process {jax.process_index()} at '{name}'; "
+                    "start all with the same options and the same version"
+                )
+        if len(given) == jax.process_count():
+            return [text for _, (_, text) in sorted(given.items())]
         time.sleep(pause)
         pause = min(1.5 * pause, 0.5)
-    return [text for _, text in sorted(given, key=lambda entry: int(entry[0].rpartition("/")[2]))]
 
 
 _is_watching = Event()
@@ -190,62 +206,66 @@ def end_all(reason: str, code: int, line: str | None = None) -> None:
     """End this process because of an error, and all others, which print the reason; returns if there are no others.
 
     They end wherever they are: devices that wait for each other cannot be interrupted. Not by Python's own end, where
-    JAX waits until all processes have come to theirs.
+    JAX waits until all processes have come to theirs. From here on Ctrl-C ends this process at once.
 
     Args:
         reason: What the others say of this process.
-        code: Exit code of this process; that of the others is 2.
-        line: What this process prints. None: that another one has failed or is gone, of which the error that is being
-            handled is a consequence, or else its traceback.
+        code: Exit code of this process; 130 if the user stops it. That of the others is 130 then, too, otherwise 2.
+        line: What this process prints. None: that another one has failed, stopped or is gone, of which the error that
+            is being handled is a consequence, or else its traceback.
     """
     if not _is_watching.is_set():
         return
     import jax  # noqa: PLC0415
 
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGINT, lambda *_: os._exit(code))
     _ending.acquire()
-    text, earlier = line, None
-    if line is None and "gloo" in reason.lower():
-        reason = f"lost another process ({reason}); see what that one says"
-        text = f"clipvis: error: {reason}"
-    with suppress(RuntimeError):  # it is raised if there is an error already, or the coordinator is gone
-        _coordinator().key_value_set(f"{_ERROR}first", f"{jax.process_index()} {reason}")
-    with suppress(RuntimeError):
-        earlier = _failure_elsewhere()
-    _end(code, line or earlier or text or traceback.format_exc())
+    try:
+        text = line
+        if line is None and "gloo" in reason.lower():
+            reason = f"lost another process ({reason}); see what that one says"
+            text = f"clipvis: error: {reason}"
+        with suppress(RuntimeError):  # it is raised if there is an error already, or the coordinator is gone
+            _coordinator().key_value_set(f"{_ERROR}first", f"{jax.process_index()} {code} {reason}")
+        with suppress(RuntimeError):
+            if line is None and (earlier := _failure_elsewhere()) is not None:
+                code, text = earlier
+        _take_leave(text or traceback.format_exc())
+    finally:
+        os._exit(code)  # whatever fails
 
 
-def _end(code: int, text: str) -> NoReturn:
-    """Print a text and end this process; process 0 as the last one."""
+def _take_leave(text: str) -> None:
+    """Print a text, and let the others learn of the error; returns in process 0 when they have."""
     import jax  # noqa: PLC0415
 
-    try:
-        for bar in list(getattr(tqdm, "_instances", ())):
-            bar.close()  # the text gets a line of its own
-        with suppress(OSError, ValueError):  # a closed stream
-            print(text.rstrip(), file=sys.stderr, flush=True)
-            sys.stdout.flush()
-        for child in active_children():
-            child.kill()
-        if jax.process_index() > 0:
-            _coordinator().key_value_set(f"{_ENDED}{jax.process_index()}", "read")
-        else:
-            # Without process 0 nobody could read the error, and JAX would end them with a C++ stack trace.
-            end = time.monotonic() + _FAREWELL_S
-            while len(_coordinator().key_value_dir_get(_ENDED)) < jax.process_count() - 1 and time.monotonic() < end:
-                time.sleep(0.1)
-            time.sleep(0.5)
-    finally:
-        os._exit(code)  # whatever fails, and at a second Ctrl-C
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()  # the text gets a line of its own
+    with suppress(OSError, ValueError, RuntimeError):  # it is closed, or Ctrl-C came while something was printed
+        print(text.rstrip(), file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    for child in active_children():
+        child.kill()
+    if jax.process_index() > 0:
+        _coordinator().key_value_set(f"{_ENDED}{jax.process_index()}", "read")
+        return
+    # Without process 0 nobody could read the error, and JAX would end them with a C++ stack trace.
+    end = time.monotonic() + _FAREWELL_S
+    while len(_coordinator().key_value_dir_get(_ENDED)) < jax.process_count() - 1 and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(0.5)
 
 
-def _failure_elsewhere() -> str | None:
-    """Return the line about the process that failed first, unless that is this one or there is none."""
+def _failure_elsewhere() -> tuple[int, str] | None:
+    """Return this process's exit code and line if another one was the first to fail, or to be stopped."""
     import jax  # noqa: PLC0415
 
     for _, text in _coordinator().key_value_dir_get(_ERROR):
-        number, _, reason = text.partition(" ")
+        number, code, reason = text.split(" ", 2)
         if int(number) != jax.process_index():
-            return f"clipvis: error: process {number}: {reason}"
+            is_stopped = int(code) == 130
+            return (130 if is_stopped else 2), f"clipvis: {'' if is_stopped else 'error: '}process {number}: {reason}"
     return None
 
 
@@ -257,8 +277,12 @@ def _watch_others() -> None:
             with suppress(RuntimeError):
                 failure = _failure_elsewhere()
                 if failure is not None:
+                    code, line = failure
                     _ending.acquire()
-                    _end(2, failure)
+                    try:
+                        _take_leave(line)
+                    finally:
+                        os._exit(code)
 
     def stop() -> None:
         _has_ended.set()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -11,9 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
+from free_port import free_port
 
-from clipvis_jax.distributed import DistributedConfig, start_processes
+from clipvis_jax.commands.interrupt import STOPPED
+from clipvis_jax.distributed import DistributedConfig, start_processes, wait_for_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.loop.log import read_log
 
@@ -86,17 +88,9 @@ def start(folder, *, seconds_per_step=0, **surroundings):
 
 def start_two(folder, **options):
     """Start two processes as ``srun --ntasks 2`` does; returns what to wait for."""
-    job = {"SLURM_JOB_ID": str(free_job()), "SLURM_STEP_NODELIST": "localhost,other", "SLURM_NTASKS": "2"}
+    job_id = 3 * len(SLURM_PORTS) + free_port(SLURM_PORTS) - SLURM_PORTS[0]
+    job = {"SLURM_JOB_ID": str(job_id), "SLURM_STEP_NODELIST": "localhost,other", "SLURM_NTASKS": "2"}
     return [start(folder, **options, **job, SLURM_PROCID=str(number), SLURM_LOCALID=str(number)) for number in range(2)]
-
-
-def free_job():
-    """Return the number of a job whose port is free."""
-    while True:
-        port = random.choice(SLURM_PORTS)
-        with socket.socket() as probe:
-            if probe.connect_ex(("localhost", port)):
-                return 3 * len(SLURM_PORTS) + port - SLURM_PORTS[0]
 
 
 def finish(*processes, expected_code=0):
@@ -176,9 +170,7 @@ except ValueError as error:
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_of_one_ends_all(failing):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     processes = [
         subprocess.Popen(
@@ -191,16 +183,80 @@ def test_an_error_of_one_ends_all(failing):
         for number in range(3)
     ]
     try:
-        said = [process.communicate(timeout=100) for process in processes]
+        said = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [7 if number == failing else 2 for number in range(3)]
     assert len({name for name, _ in said}) == 1
-    own = said[failing][1].splitlines()
-    assert own == ["says it itself"] if failing else own[-1] == "ValueError: no more data"
-    others = [error for number, (_, error) in enumerate(said) if number != failing]
-    assert others == [f"clipvis: error: process {failing}: no more data\n"] * 2
+    last = [error.splitlines()[-1] for _, error in said]
+    assert last.pop(failing) == ("says it itself" if failing else "ValueError: no more data")
+    assert last == [f"clipvis: error: process {failing}: no more data"] * 2
+
+
+STOPPING = """
+import sys
+from threading import Event
+import jax
+from clipvis_jax import distributed
+from clipvis_jax.commands.interrupt import stopping_at_once
+class Coordinator:
+    def __init__(self, failures):
+        self.failures = failures
+    def key_value_set(self, key, value):
+        assert key == "clipvis/error/first" and value == "0 130 stopped", (key, value)
+    def key_value_dir_get(self, folder):
+        return self.failures if folder == "clipvis/error/" else []
+coordinator = Coordinator([("clipvis/error/first", sys.argv[1])] if sys.argv[1:] else [])
+jax.process_count, jax.process_index, distributed._coordinator = lambda: 2, lambda: 0, lambda: coordinator
+distributed._FAREWELL_S = 0 if sys.argv[1:] else 3600
+with stopping_at_once():
+    distributed._watch_others()
+    print("ready", file=sys.stderr, flush=True)
+    while True:
+        Event().wait(0.1)
+"""
+
+
+def start_stopping(*failure):
+    return subprocess.Popen([sys.executable, "-c", STOPPING, *failure], stderr=subprocess.PIPE, text=True)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_others():
+    process = start_stopping()
+    for line in ("ready", STOPPED):
+        assert f"{line}\n" in iter(process.stderr.readline, "")
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    finish(process, expected_code=130)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "line"),
+    [
+        ("1 130 stopped", 130, "clipvis: process 1: stopped"),
+        ("1 1 no more data", 2, "clipvis: error: process 1: no more data"),
+    ],
+)
+def test_what_another_process_says_decides_the_exit_code(failure, code, line):
+    ((_, error),) = finish(start_stopping(failure), expected_code=code)
+    assert error.splitlines()[-1] == line
+
+
+def test_processes_that_meet_at_different_points(monkeypatch):
+    class Coordinator:
+        @staticmethod
+        def key_value_set(key, value):
+            """Process 1 has its own."""
+
+        @staticmethod
+        def key_value_dir_get(folder):
+            return [(f"{folder}0", '["scored", "here"]'), (f"{folder}1", '["predicted", "here"]')]
+
+    monkeypatch.setattr("clipvis_jax.distributed._coordinator", Coordinator)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(InputError, match=r"^distributed: process 1 is at 'predicted', and process 0 at 'scored'"):
+        wait_for_all("scored")
 
 
 def test_nothing_is_recognised(tmp_path):
