@@ -102,7 +102,7 @@ class Run:
         return [*map(self.evaluation, DATASETS), *map(self.ablation, ABLATED)]
 
     def _command(self, command, dataset, folder):
-        options = {"model": self.model, "dataset": DATASETS[dataset], "out": self.folder(folder)}
+        options = {"model": self.model, "dataset": DATASETS[dataset], "size": bundled.SIZE, "out": self.folder(folder)}
         if self.limit is not None:
             options["limit"] = self.limit
         return [command, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]

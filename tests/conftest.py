@@ -53,6 +53,7 @@ def compiled_quickly(request):
     is_quick = not any(name in str(request.path.relative_to(Path(__file__).parent)) for name in _OPTIMIZED)
     if is_quick != jax.config.read("jax_disable_most_optimizations"):
         jax.config.update("jax_disable_most_optimizations", is_quick)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(is_quick))  # for processes that tests start
         jax.clear_caches()  # of functions that several modules share
 
 

@@ -140,7 +140,9 @@ class Convert:
             other_clip, _ = infer_config(
                 shapes, source=str(self.clip), activation=self.activation, text_heads=self.text_heads
             )
-            return dataclasses.replace(config, backbone=other_clip.backbone, text=other_clip.text), run_defaults
+            return dataclasses.replace(config, backbone=other_clip.backbone, text=other_clip.text), dataclasses.replace(
+                run_defaults, background=None
+            )
         self._check_option("--activation", self.activation, config.text.activation)
         self._check_option("--text-heads", self.text_heads, config.text.num_heads)
         return config, run_defaults

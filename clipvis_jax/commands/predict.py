@@ -37,11 +37,14 @@ class Predict:
     """Text file with one class per line, synonyms separated by commas; instead of --classes."""
     background: Annotated[
         tuple[str, ...],
-        arg(metavar="auto|none|FILE|NAME [NAME ...]", help_behavior_hint="(default: auto, or none with --min-score 0)"),
+        arg(
+            metavar="auto|none|FILE.txt|NAME [NAME ...]",
+            help_behavior_hint="(default: auto, or none with --min-score 0)",
+        ),
     ] = ()
     """What else the video may show: names that take part in the classification and are left out of the results. Without
     any, all that is found gets one of the class names. auto: the model's own list, or some 300 everyday things, for
-    fewer than 50 classes. FILE: a text file with one name per line."""
+    fewer than 50 classes. FILE: a .txt file with one name per line."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_out")
     """Folder for the results; made if it does not exist. Results of an earlier run are replaced."""
     start: Annotated[int, arg(metavar="N")] = 0
@@ -62,10 +65,11 @@ class Predict:
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 100 for an image)")] = None
     """Number of (track, class) pairs."""
     min_score: Annotated[float, arg(metavar="SCORE")] = 0.2
-    """Leave out pairs with a lower score, 0 to 1; 0 gives exactly the method's results."""
+    """Leave out pairs with a lower score, 0 to 1; 0 gives exactly the method's results, unless other options
+    change them."""
     scores: Literal["all", "visible"] = "all"
     """Frames that a track's score is averaged over: all of them, as the method does, so that it sinks with every frame
-    that does not show the object, or those in which the track is visible."""
+    that does not show the object, or those in which the track is visible. Of an image there is only one."""
     overlay: Annotated[bool, arg(help_behavior_hint="")] = True
     """Do not write the overlay."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -131,16 +135,13 @@ class Predict:
         given = self.background or ("none" if self.min_score == 0 else "auto",)
         if given in {("auto",), ("none",)}:
             return "auto" if given == ("auto",) else ()
-        if len(given) == 1 and (given[0].endswith(".txt") or Path(given[0]).is_file()):
-            return read_classes((), Path(given[0]))
-        try:
-            return read_classes(given, None)
-        except InputError as error:
-            raise InputError(f"--background: {error}") from error
+        if len(given) == 1 and given[0].endswith(".txt"):
+            return read_classes((), Path(given[0]), option="--background")
+        return read_classes(given, None, option="--background")
 
 
-def read_classes(classes: Sequence[str], classes_file: Path | None) -> list[str]:
-    """Return the class names of the command line, or of a file with one class per line.
+def read_classes(classes: Sequence[str], classes_file: Path | None, *, option: str = "--classes") -> list[str]:
+    """Return the class names of the command line, or of a file with one class per line; ``option`` is who asks.
 
     Raises:
         InputError: There is none, both are given, the file cannot be read, or a name cannot be used.
@@ -152,8 +153,11 @@ def read_classes(classes: Sequence[str], classes_file: Path | None) -> list[str]
             raise InputError("no class given; name them with --classes or --classes-file")
         if any("\udc80" <= character <= "\udcff" for name in classes for character in name):
             # Python's stand-ins for bytes of an argument that it could not decode.
-            raise InputError("--classes: a name is not UTF-8 text; use a UTF-8 terminal or --classes-file")
-        check_vocabulary(classes)
+            raise InputError(f"{option}: a name is not UTF-8 text; use a UTF-8 terminal, or a file of names")
+        try:
+            check_vocabulary(classes)
+        except InputError as error:
+            raise InputError(f"{option}: {error}" if option != "--classes" else str(error)) from error
         return list(classes)
     if classes:
         raise InputError("--classes and --classes-file exclude each other; give one of them")

@@ -165,7 +165,8 @@ def print_summary(result: VideoResult, numbers: Sequence[int], console: Console 
         for count, noun in ((len(result.tracks), "result"), (instances, "instance"), (result.num_frames, "frame"))
     )
     if not result.tracks:
-        console.print(f"{title}; a lower --min-score shows more")
+        none = f", fewer background names ({len(result.background)} now) may" if result.background else ""
+        console.print(f"{title}; a lower --min-score shows more{none}")
         return
     if result.background:
         title += f", {len(result.background)} background names"

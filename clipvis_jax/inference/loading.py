@@ -59,7 +59,10 @@ def make_segmenter(
 
     config = config or InferenceConfig()
     if config.size is None:
-        config = dataclasses.replace(config, size=model.run_defaults.size)
+        defaults = model.run_defaults
+        config = dataclasses.replace(
+            config, size=defaults.size, max_size=config.max_size if defaults.size is None else defaults.max_size
+        )
     return Segmenter(
         ClipVis(model.config, dtype=dtype),
         model.clip_vars,

@@ -331,13 +331,15 @@ class Segmenter:
 
     def _background(self, classes: Sequence[str], background: Background) -> tuple[str, ...]:
         """Return background names, of which those that compete with a class are not yet left out."""
-        if background != "auto":
-            if isinstance(background, str):
-                raise InputError(f'background {background!r}: give a list of names, or "auto"')
-            return tuple(dict.fromkeys(part for name in background for part in parse_synonyms(name)))
-        if len(classes) >= LONG_VOCABULARY:
-            return ()
-        return everyday_names() if self.background is None else self.background
+        if background == "auto":
+            if len(classes) >= LONG_VOCABULARY:
+                return ()
+            # A text encoder of few words would read the others as noise.
+            names = everyday_names() if self.background is None else self.background
+            background = [name for name in names if not self._tokenizer.unknown_words(name)]
+        elif isinstance(background, str):
+            raise InputError(f'background {background!r}: give a list of names, or "auto"')
+        return tuple(dict.fromkeys(part for name in background for part in parse_synonyms(name)))
 
     def _text_digest(self) -> str:
         """Digest all that decides on a text's embedding: the weights as they are now, activation, heads and type."""

@@ -142,7 +142,7 @@ def encode_vocabulary(
         InputError: See ``check_vocabulary``; or the tokenizer's vocabulary cannot write a name.
     """
     vocabulary = check_vocabulary(class_names)
-    _warn_of_unknown_words(class_names, tokenizer)
+    _warn_of_unknown_words([*class_names, *background], tokenizer)
 
     def embed(names: Sequence[Sequence[str]]) -> Float[np.ndarray, "s e"]:
         """Embed every synonym."""

@@ -301,9 +301,19 @@ class ClipVisTask:
             self._fetch(state.params),
             self._folder.tokenizer,
             source={**source, **self._sources},
-            run_defaults=RunDefaults(self._experiment.evaluation.inference.size, self._dataset.info.background),
+            run_defaults=self._run_defaults(),
             storage=self._experiment.storage,
             overwrite=True,
+        )
+
+    def _run_defaults(self) -> RunDefaults:
+        """Return how the model is run: as it was scored, and with the names of its data set or of where it began."""
+        begin, inference = self._folder.run_defaults, self._experiment.evaluation.inference
+        background = self._dataset.info.background
+        return RunDefaults(
+            begin.size if inference.size is None else inference.size,
+            begin.max_size if inference.size is None else inference.max_size,
+            begin.background if background is None else background,
         )
 
     def _open_evaluation_dataset(self) -> Dataset:

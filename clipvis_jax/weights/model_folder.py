@@ -30,6 +30,7 @@ from clipvis_jax.io.files import output_error
 from clipvis_jax.models.backbones import KINDS
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
+from clipvis_jax.models.ops import STRIDE
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.text.tokenizer import ClipTokenizer, load_tokenizer
@@ -46,10 +47,12 @@ class RunDefaults:
 
     Attributes:
         size: Shorter side of the network's input, in pixels; None: the method's.
+        max_size: Limit of the longer side, where there is a size.
         background: The model's own background names (see ``text.background``); None: everyday things.
     """
 
     size: int | None = None
+    max_size: int = 1333
     background: tuple[str, ...] | None = None
 
 
@@ -92,12 +95,14 @@ def run_defaults_from_json(data: dict[str, Any]) -> RunDefaults:
     Raises:
         TypeError, ValueError: They cannot be that.
     """
-    size, names = data.get("size"), data.get("background")
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise ValueError(f"size {size}: a number of pixels expected")
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+    size, max_size, names = data.get("size"), data.get("max_size", RunDefaults.max_size), data.get("background")
+    if size is not None and not (type(size) is type(max_size) is int and STRIDE <= size <= max_size):
+        raise ValueError(f"size {size} and max_size {max_size}: numbers of pixels expected, from {STRIDE} on")
+    if names is None:
+        return RunDefaults(size, max_size)
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
         raise TypeError("background: a list of names expected")
-    return RunDefaults(size, None if names is None else tuple(names))
+    return RunDefaults(size, max_size, tuple(names))
 
 
 def hash_variables(variables: Variables) -> str:

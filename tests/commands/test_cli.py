@@ -207,9 +207,9 @@ def test_a_file_is_no_field_whatever_its_name() -> None:
 
 
 PREDICT_OPTIONS = (
-    "--model DIR|--classes NAME [NAME ...]|--classes-file FILE|--background auto|none|FILE|NAME [NAME ...]|--out DIR"
-    "|--start N|--end N|--every N|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--top-k N|--min-score SCORE"
-    "|--scores {all,visible}|--no-overlay|--dtype {float32,bfloat16}|--window N"
+    "--model DIR|--classes NAME [NAME ...]|--classes-file FILE|--background auto|none|FILE.txt|NAME [NAME ...]"
+    "|--out DIR|--start N|--end N|--every N|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--top-k N"
+    "|--min-score SCORE|--scores {all,visible}|--no-overlay|--dtype {float32,bfloat16}|--window N"
 )
 CONVERT_OPTIONS = (
     "--out DIR|--checkpoint FILE|--clip FILE|--tokenizer NAME|--activation {quick_gelu,gelu}|--text-heads N"
@@ -290,7 +290,9 @@ def test_options_out_of_range(
         (["--classes", "dog", ""], "class '': a name or synonym is empty"),
         (["--classes", "dog,, puppy"], "class 'dog,, puppy': a name or synonym is empty"),
         (["--classes", "caf\udce9"], "--classes: a name is not UTF-8 text"),
+        (["--classes", "dog", "--background", "caf\udce9"], "--background: a name is not UTF-8 text"),
         (["--classes", "dog", "--background", "sky", "sky"], "--background: class 'sky' is given twice"),
+        (["--classes", "dog", "--background", "s" * 300 + ".txt"], "cannot be read (File name too long)"),
         (["--classes", "dog", "--background", "missing.txt"], "missing.txt: cannot be read"),
         (["--classes", "dog", "--classes-file", "names.txt"], "--classes and --classes-file exclude each other"),
     ],
@@ -492,9 +494,10 @@ def test_background_is_noted_and_off_for_the_methods_results(
         tmp_path / "out",
     ]
     for options, expected in [
-        (["--background", "god", "dogs", "tac"], ["god", "tac"]),
+        (["--background", "god", "dogs", "tac", "--min-score", "0.0001"], ["god", "tac"]),
         (["--background", tmp_path / "names.txt", "--min-score", "0"], ["sea", "sky"]),
-        (["--background", "none"], None),
+        (["--background", "none", "--min-score", "0.0001"], None),
+        (["--background", "god, tac", "--min-score", "0.0001"], ["god", "tac"]),
         (["--min-score", "0"], None),
     ]:
         code, out, _ = run(capsys, "predict", image, *arguments, *options)
@@ -502,7 +505,8 @@ def test_background_is_noted_and_off_for_the_methods_results(
         content = json.loads((tmp_path / "out" / "tracks.json").read_text())
         assert content.get("background") == expected
         assert {record["category_id"] for record in content["results"]} <= {1}
-        assert not content["results"] or ("background names" in out) == (expected is not None)
+        assert content["results"]
+        assert ("background names" in out) == (expected is not None)
 
 
 @pytest.mark.usefixtures("quick")

@@ -25,7 +25,18 @@ def test_everyday_names_differ():
         (["Dogs"], {"dog", "animal"}),
         (["polar bear"], {"bear"}),
         (["bear"], {"bear", "teddy bear", "animal"}),
-        (["puppy", "cat"], {"cat", "animal"}),
+        (["people"], {"person", "man", "woman", "child", "baby", "face", "hand", "crowd of people"}),
+        (["girl"], {"child", "person"}),
+        (["buses"], {"bus", "vehicle"}),
+        (["boxes"], {"box", "cardboard box"}),
+        (["horses"], {"horse", "animal"}),
+        (["butterflies"], {"butterfly", "insect", "animal"}),
+        (["leaves"], {"leaf", "plant"}),
+        (["mice"], {"mouse", "animal"}),
+        (["duck"], {"duck", "bird", "animal"}),
+        (["red couch"], {"sofa", "furniture"}),
+        (["plane"], {"airplane", "aircraft", "vehicle"}),
+        (["puppy", "cat"], {"dog", "cat", "animal"}),
         (["car"], {"car", "toy car", "vehicle"}),
         (["dotted white cross"], set()),
     ],
@@ -33,6 +44,18 @@ def test_everyday_names_differ():
 def test_names_that_compete_with_a_class_are_left_out(synonyms, left_out):
     names = everyday_names()
     assert set(names) - set(unsaid_names(names, [synonyms])) == left_out
+
+
+def test_a_kind_takes_all_of_its_kinds_along():
+    left = unsaid_names(everyday_names(), [["animal"], ["food"]])
+    assert not {"dog", "bird", "duck", "insect", "butterfly", "fruit", "apple", "vegetable"} & set(left)
+    assert {"person", "car", "plate"} < set(left)
+    assert unsaid_names(everyday_names(), [["cat"], ["object"]]) == []
+
+
+def test_names_that_are_not_in_the_list_are_told_by_their_words():
+    assert unsaid_names(["striped star", "red star", "moon"], [["red stars"]]) == ["striped star", "moon"]
+    assert unsaid_names(["big red star", "star"], [["red star"]]) == []
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +94,25 @@ def test_a_video_is_classified_alike(segmenter):
 def test_auto_is_the_models_own_list_for_short_vocabularies(segmenter, monkeypatch):
     monkeypatch.setattr(segmenter, "background", ("god", "tac"))
     assert segmenter.start(["dog"], background="auto", keep_frames=False).background == ("god", "tac")
+    monkeypatch.setattr(segmenter, "background", None)
+    everyday = segmenter.start(["dog"], background="auto", keep_frames=False).background
+    assert {"sky", "cat"} < set(everyday)
+    assert not {"dog", "animal"} & set(everyday)
     many = [f"dog {number}" for number in range(50)]
     assert segmenter.start(many, background="auto", keep_frames=False).background == ()
+
+
+def test_a_text_encoder_of_few_words_takes_no_others(segmenter, monkeypatch):
+    known = {"sky", "sea"}
+    monkeypatch.setattr(segmenter._tokenizer, "known_words", known, raising=False)
+    monkeypatch.setattr(
+        type(segmenter._tokenizer), "unknown_words", lambda _, text: [w for w in text.split() if w not in known]
+    )
+    monkeypatch.setattr(segmenter, "background", None)
+    with pytest.warns(UserWarning, match="dog"):
+        assert set(segmenter.start(["dog"], background="auto", keep_frames=False).background) <= known
+    with pytest.warns(UserWarning, match="'moon'"):
+        segmenter.encode_classes(["sea"], background=["moon"])
 
 
 @pytest.mark.parametrize(("background", "message"), [("dog", 'give a list of names, or "auto"'), (["a", " "], "empty")])
