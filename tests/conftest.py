@@ -44,7 +44,7 @@ jax.config.update("jax_compilation_cache_max_size", 2**32)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Compiling takes most of the time of the tests. Only what compares numbers of whole models, or computes for long, is
 # compiled as for users.
-_OPTIMIZED = ("parity", "golden", "test_training.py", "test_bundled.py")
+_OPTIMIZED = ("parity", "golden", "test_bundled.py")
 
 
 @pytest.fixture(scope="module", autouse=True)

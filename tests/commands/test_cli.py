@@ -292,7 +292,10 @@ def test_options_out_of_range(
         (["--classes", "caf\udce9"], "--classes: a name is not UTF-8 text"),
         (["--classes", "dog", "--background", "caf\udce9"], "--background: a name is not UTF-8 text"),
         (["--classes", "dog", "--background", "sky", "sky"], "--background: class 'sky' is given twice"),
-        (["--classes", "dog", "--background", "s" * 300 + ".txt"], "cannot be read (File name too long)"),
+        (
+            ["--classes", "dog", "--background", "s" * 300 + ".txt"],
+            "s" * 300 + ".txt: cannot be read (File name too long)",
+        ),
         (["--classes", "dog", "--background", "missing.txt"], "missing.txt: cannot be read"),
         (["--classes", "dog", "--classes-file", "names.txt"], "--classes and --classes-file exclude each other"),
     ],

@@ -114,10 +114,10 @@ def test_a_folder_says_how_it_is_run(made: Path, tmp_path: Path) -> None:
     whole = load_model(made)
     assert whole.run_defaults == RunDefaults(background=())
     parts = whole.config, whole.clip_vars, whole.params, whole.tokenizer
-    save_model(tmp_path / "new", *parts, source={}, run_defaults=RunDefaults(64, ("sky", "sea")))
-    assert load_model(tmp_path / "new").run_defaults == RunDefaults(64, ("sky", "sea"))
+    save_model(tmp_path / "new", *parts, source={}, run_defaults=RunDefaults(64, 2000, ("sky", "sea")))
+    assert load_model(tmp_path / "new").run_defaults == RunDefaults(64, 2000, ("sky", "sea"))
     segmenter = clipvis_jax.load(tmp_path / "new", config=InferenceConfig(window=2))
-    assert segmenter.config == InferenceConfig(size=64, window=2)
+    assert segmenter.config == InferenceConfig(size=64, max_size=2000, window=2)
     assert segmenter.start(["dog"], background="auto", keep_frames=False).background == ("sky", "sea")
     # What is asked for comes first.
     assert clipvis_jax.load(tmp_path / "new", config=InferenceConfig(size=96)).config.size == 96
@@ -126,7 +126,7 @@ def test_a_folder_says_how_it_is_run(made: Path, tmp_path: Path) -> None:
     assert main(["export", str(tmp_path / "new"), "--out", str(file)]) == 0
     tokenizer = ["--tokenizer", str(made / "tokenizer")]
     assert main(["convert", "--checkpoint", str(file), "--out", str(again), *tokenizer]) == 0
-    assert load_model(again).run_defaults == RunDefaults(64, ("sky", "sea"))
+    assert load_model(again).run_defaults == RunDefaults(64, 2000, ("sky", "sea"))
     edit(inference=DELETE)(again)
     (again / MANIFEST).unlink()
     with pytest.warns(UserWarning, match=r"has no manifest.json, as folders of older versions"):
@@ -197,7 +197,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "impossible heads": (edit(config__text__num_heads=5), "config.json", "damaged"),
     "other sizes": (edit(config__query_decoder__num_queries=21), "", "the variables do not fit config.json"),
     "other values": (other_values, "variables", "damaged (another checksum)"),
-    "a size that is none": (edit(inference__size="big"), "config.json", "damaged (ValueError: size big"),
+    "a size that is none": (edit(inference__size="big"), "config.json", "damaged (ValueError: size big and"),
+    "a size below the stride": (
+        edit(inference__size=5),
+        "config.json",
+        "damaged (ValueError: size 5 and max_size 1333",
+    ),
+    "an empty background name": (edit(inference__background=["sky", " "]), "config.json", "damaged (TypeError: backgr"),
     "background is text": (edit(inference__background="sky"), "config.json", "damaged (TypeError: background"),
     "other heads": (edit(config__query_decoder__num_heads=4), "config.json", "was changed since the model was written"),
     "swapped tokens": (swap_tokens, "tokenizer/tokenizer.json", "was changed since the model was written"),
