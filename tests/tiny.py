@@ -97,14 +97,21 @@ def tiny_model_folder(path, family):
     return path
 
 
-def one_layer_model_folder(path):
-    """Write a model folder with a tiny CLIP under decoders of one layer, for tests that compile many trainings."""
+@functools.cache
+def one_layer_model():
+    """Return a model with a tiny CLIP under random decoders of one layer, for tests that compile many trainings."""
     config, clip_vars, _ = from_state_dict(wordy_state_dict("rn"), source="rn", text_heads=4)
     config = dataclasses.replace(
         config,
         pixel_decoder=dataclasses.replace(config.pixel_decoder, num_layers=1, ffn_dim=64),
         query_decoder=dataclasses.replace(config.query_decoder, num_layers=1),
     )
-    params = jax.jit(ClipVis(config).init_decoders)(jax.random.key(0))
-    save_model(path, config, clip_vars, params, tiny_tokenizer(), source={}, run_defaults=RunDefaults(background=()))
+    model = ClipVis(config)
+    return model, jax.tree.map(jnp.asarray, clip_vars), jax.jit(model.init_decoders)(jax.random.key(0))
+
+
+def one_layer_model_folder(path):
+    """Write ``one_layer_model`` as a model folder; returns its path."""
+    model, *variables = one_layer_model()
+    save_model(path, model.config, *variables, tiny_tokenizer(), source={}, run_defaults=RunDefaults(background=()))
     return path

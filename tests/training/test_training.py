@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from golden_training import CASES, CONFIG, load_case
-from tiny import tiny_model
+from tiny import one_layer_model, tiny_model
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.loop.sharding import make_mesh, parameter_shardings, put_batch
@@ -77,7 +77,7 @@ def numpy_batch():
 def train(*, devices=1, fsdp=1, repeat=0, optimizer=None, matching="device", **settings):
     """Train a tiny model for a few steps; return losses [step, layer, kind] and the last state."""
     del repeat
-    model, clip_vars, params = tiny_model("rn")
+    model, clip_vars, params = one_layer_model()
     mesh = make_mesh(fsdp, jax.devices()[:devices])
     optimizer = optimizer or make_optimizer(OptimizerConfig())
     losses = LossConfig(num_points=64, matching=MatchingConfig(method=matching))
@@ -127,7 +127,7 @@ def test_bfloat16_is_close_and_keeps_float32_parameters():
 
 
 def test_every_decoder_leaf_gets_a_gradient_and_clip_none():
-    model, clip_vars, params = tiny_model("rn")
+    model, clip_vars, params = one_layer_model()
     _, state = train(optimizer=optax.chain(recording, make_optimizer(OptimizerConfig())))
     gradients = leaf_paths(state.opt_state[0].trace)
     assert set(gradients) == set(leaf_paths(params))
@@ -149,7 +149,7 @@ def test_every_decoder_leaf_gets_a_gradient_and_clip_none():
 
 
 def test_a_step_that_is_not_finite_changes_no_parameter_and_is_named():
-    model, clip_vars, params = tiny_model("rn")
+    model, clip_vars, params = one_layer_model()
     mesh, optimizer = make_mesh(devices=jax.devices()[:1]), make_optimizer(OptimizerConfig())
     broken = jax.tree.map(lambda x: x, params)
     broken["query_decoder"]["iou_head"]["layer2"]["bias"] = jnp.full(1, jnp.nan)
@@ -157,7 +157,7 @@ def test_a_step_that_is_not_finite_changes_no_parameter_and_is_named():
     before = jax.device_get(state)
     step = make_train_step(model, TrainingConfig(losses=LossConfig(num_points=64)), optimizer, mesh)
     state, metrics = step(state, clip_vars, put_batch(numpy_batch(), mesh))
-    assert first_non_finite(metrics) == "in layer 0 (of 0..3) loss 'iou' is nan"
+    assert first_non_finite(metrics) == "in layer 0 (of 0..1) loss 'iou' is nan"
     jax.tree.map(np.testing.assert_array_equal, (before.params, before.opt_state), (state.params, state.opt_state))
     assert int(state.step) == 1
 
@@ -182,7 +182,7 @@ def test_a_process_has_a_stretch_of_the_batch():
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    model, clip_vars, _ = tiny_model("rn")
+    model, clip_vars, _ = one_layer_model()
     optimizer, batch = make_optimizer(OptimizerConfig()), numpy_batch()
     with pytest.raises(InputError, match=r"fsdp 3: must divide the number of devices, which is 8"):
         make_mesh(3)
@@ -199,7 +199,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 def test_the_host_does_not_match_for_several_cpu_devices_of_a_process():
     """With fewer threads than devices plus one, realistic sizes wait for ever."""
-    model, _, _ = tiny_model("rn")
+    model, _, _ = one_layer_model()
     config = TrainingConfig(losses=LossConfig(matching=MatchingConfig("host")))
     message = r"^step.losses.matching.method host: the 8 CPU devices .*; choose device"
     with pytest.raises(InputError, match=message):
@@ -219,7 +219,7 @@ def test_the_host_does_not_match_for_several_cpu_devices_of_a_process():
 
 
 def test_parameters_are_sharded_over_fsdp():
-    model, _, params = tiny_model("rn")
+    model, _, params = one_layer_model()
     mesh = make_mesh(8)
     state = init_state(model, make_optimizer(OptimizerConfig()), mesh, seed=0)
     bytes_here = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
