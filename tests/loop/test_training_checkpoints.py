@@ -27,6 +27,9 @@ from clipvis_jax.loop.sharding import make_mesh
 # Orbax leaves some behind when it meets damage; when they are noticed depends on the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 
+FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
+"""Where processes find this file and the helpers that it imports."""
+
 
 @flax.struct.dataclass
 class State:
@@ -337,7 +340,7 @@ def test_checksum():
 
 WRITER = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from pathlib import Path
 import logging
 logging.disable()
@@ -361,7 +364,7 @@ def test_killed_while_writing(tmp_path):
     last = 0
     for _ in range(20):
         process = subprocess.Popen(
-            [sys.executable, "-c", WRITER.format(tests=str(Path(__file__).parent)), tmp_path],
+            [sys.executable, "-c", WRITER.format(folders=FOLDERS), tmp_path],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
@@ -384,7 +387,7 @@ def test_killed_while_writing(tmp_path):
 
 PROCESS = """
 import json, logging, sys, warnings
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from pathlib import Path
 import jax
 import numpy as np
@@ -433,7 +436,7 @@ with TrainingCheckpoints(folder, keep_last=4) as checkpoints:
 def test_two_processes_agree_on_what_is_whole(tmp_path):
     """Whatever one of them cannot read all pass over, and they go on together."""
     port = free_port()
-    script = PROCESS.format(tests=str(Path(__file__).parent))
+    script = PROCESS.format(folders=FOLDERS)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script, tmp_path, str(port), str(number)],
