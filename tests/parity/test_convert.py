@@ -316,7 +316,7 @@ VIT = ["visual.class_embedding", "visual.proj", "visual.conv1.weight", "visual.l
 BAD_WEIGHTS: dict[str, tuple[Callable[[], Tensors], list[str]]] = {
     "decoders alone": (
         lambda: {k: x for k, x in tensors("rn").items() if k.startswith(HEAD_PREFIX)},
-        ["holds no CLIP weights", "as `clip`"],
+        ["holds no CLIP weights", "as 'clip'"],
     ),
     "other network": (lambda: {"conv.weight": torch.ones(2)}, ["holds no decoders"]),
     "sizes of no decoder": (
@@ -394,7 +394,7 @@ def test_decoders_of_another_clip(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_trained_decoders_are_no_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = write(tmp_path / "rn.pth", tensors("rn"))
-    assert f"{checkpoint}: holds trained decoders too; give it as checkpoint" in error_of(
+    assert f"{checkpoint}: holds trained decoders too; give it as 'checkpoint'" in error_of(
         capsys, tmp_path, "--clip", checkpoint
     )
 

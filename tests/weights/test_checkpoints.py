@@ -266,7 +266,7 @@ def test_an_old_model_is_replaced_only_on_demand(tmp_path: Path) -> None:
     assert (folder / "notes.txt").exists()
     save(folder, source={"converter": "second"}, overwrite=True)
     assert json.loads((folder / "config.json").read_text())["source"] == {"converter": "second"}
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "tokenizer", "variables"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "manifest.json", "tokenizer", "variables"]
     assert list(folder.parent.iterdir()) == [folder]
 
 
