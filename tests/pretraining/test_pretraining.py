@@ -164,7 +164,10 @@ def first_inputs(task, experiment):
         return task.put(next(data))
 
 
-@pytest.mark.parametrize("backbone", [RESNET, CONVNEXT], ids=["resnet", "convnext"])
+@pytest.mark.parametrize(
+    "backbone",
+    [pytest.param(RESNET, id="resnet"), pytest.param(CONVNEXT, id="convnext", marks=pytest.mark.slow)],
+)
 def test_all_parameters_learn_and_statistics_do_not(backbone):
     experiment = tiny_experiment(backbone=backbone)
     task = one_device_task(experiment)

@@ -89,6 +89,7 @@ def test_losses_equal_the_goldens(name):
     assert np.all((matched_iou >= 0) & (matched_iou <= 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["image", "image_zero"])
 def test_padded_targets_change_nothing(name):
     keys = point_keys(jax.random.key(3), jnp.arange(2), 4)
@@ -115,6 +116,7 @@ def test_more_targets_than_queries():
     assert np.all(np.stack(list(losses.values())) > 0)
 
 
+@pytest.mark.slow
 def test_images_do_not_see_each_other():
     case = load_case("image")
     predictions, features = predictions_of("image")

@@ -109,6 +109,7 @@ def test_how_it_is_computed_changes_nothing(changes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), state.params, other_state.params)
 
 
+@pytest.mark.slow
 def test_two_runs_are_bit_identical_and_learn():
     (losses, state), (other_losses, other_state) = train(), train(repeat=1)
     np.testing.assert_array_equal(losses, other_losses)
@@ -116,6 +117,7 @@ def test_two_runs_are_bit_identical_and_learn():
     assert int(state.step) == STEPS
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_keeps_float32_parameters():
     losses, _ = train()
     other_losses, state = train(dtype="bfloat16")
@@ -123,6 +125,7 @@ def test_bfloat16_is_close_and_keeps_float32_parameters():
     np.testing.assert_allclose(other_losses[0, 0], losses[0, 0], rtol=0.1)
 
 
+@pytest.mark.slow
 def test_every_decoder_leaf_gets_a_gradient_and_clip_none():
     model, clip_vars, params = one_layer_model()
     _, state = train(optimizer=optax.chain(recording, make_optimizer(OptimizerConfig())))
@@ -145,6 +148,7 @@ def test_every_decoder_leaf_gets_a_gradient_and_clip_none():
     assert not any(np.any(x) for x in jax.tree.leaves(of_clip))
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_changes_no_parameter_and_is_named():
     model, clip_vars, params = one_layer_model()
     mesh, optimizer = make_mesh(devices=jax.devices()[:1]), make_optimizer(OptimizerConfig())
