@@ -1,5 +1,6 @@
 """Evaluation while training: sets of images go through the image model and are scored as images."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from clipvis_jax.inference.segmenter import IMAGE_TOP_K, InferenceConfig, Segmen
 from clipvis_jax.loop.train_state import TrainState
 from clipvis_jax.masks.resize import encode_rle
 from clipvis_jax.training.task import ClipVisExperiment, ClipVisTask, EvaluationConfig
-from clipvis_jax.weights.model_folder import config_from_json
+from clipvis_jax.weights.model_folder import RunDefaults, config_from_json
 
 CASE = Path(__file__).parents[1] / "cases" / "image_sets"
 
@@ -24,7 +25,8 @@ def test_images_go_through_the_image_model(tmp_path, monkeypatch):
     """The network itself is tested elsewhere; here it finds the case's only object, a square of 10 by 10 pixels."""
     calls = []
 
-    def predict_image(self, image, classes, *, top_k, min_score=0.0):
+    def predict_image(self, image, classes, *, top_k, background=(), min_score=0.0):
+        assert background == ()
         calls.append((image.shape, tuple(classes), top_k, self.config.shorter_side(is_image=True)))
         mask = np.zeros(image.shape[:2], bool)
         mask[1:11, 1:11] = True
@@ -39,6 +41,7 @@ def test_images_go_through_the_image_model(tmp_path, monkeypatch):
         None, sizes.pixel_decoder, sizes.query_decoder, dataset=make_dataset(), evaluation=evaluation
     )
     task = ClipVisTask(experiment, clip=bundled.MODEL)
+    task._folder = dataclasses.replace(task._folder, run_defaults=RunDefaults())  # the bundled model has a size
     state = TrainState(jnp.int32(7), jnp.uint32(0), task._folder.params, opt_state=())
     scores = task.evaluate(state, tmp_path / "evaluation")
     names = ("plain red star", "plain blue heart", "striped green arrow")
