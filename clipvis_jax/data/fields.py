@@ -25,9 +25,10 @@ def load_json(path: str | Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except json.JSONDecodeError as error:
+        is_cut_off = not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated string")
+        advice = "it may be cut off: write or download it again" if is_cut_off else "correct it"
         raise InputError(
-            f"{path}: is not valid JSON ({error.msg} at character {error.pos} of {len(error.doc)}); "
-            "it may be cut off: write or download it again"
+            f"{path}: is not valid JSON ({error.msg} at character {error.pos} of {len(error.doc)}); {advice}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not a JSON file that can be read ({error})") from error

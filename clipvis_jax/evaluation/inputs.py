@@ -121,8 +121,8 @@ def ground_truth_from(dataset: Dataset, count: int | None = None, *, may_be_empt
     tracks = _read_tracks(pending, compatible=False)
     if has_boxes and not any(track.areas.any() for track in tracks):
         raise InputError(
-            f"{dataset.name}: its annotations have boxes, but no mask with a pixel; scores need masks (polygons of at "
-            "least three points, or run lengths)"
+            f"{dataset.name}: its annotations have boxes, but no mask with a pixel; scores need masks (run lengths, or "
+            "polygons of at least three points, x and y of each)"
         )
     return GroundTruth(
         dataset.name,
@@ -198,13 +198,15 @@ def parse_results(
         if video_id in other_videos or (compatible and category_id not in ground_truth.categories):
             continue
         if video_id not in ground_truth.videos:
-            raise InputError(f"{where}.{video_field} is {video_id}; {ground_truth.source} has no such video")
+            raise InputError(
+                f"{where}.{video_field} is {video_id}; {ground_truth.source} has no such {video_field[:-3]}"
+            )
         if category_id not in ground_truth.categories:
             raise InputError(f"{where}.category_id is {category_id}; {ground_truth.source} has no such category")
         video = ground_truth.videos[video_id]
         results.append((video_id, category_id, number_field(record, "score", where)))
         masks = [field(record, "segmentation", where)] if is_coco else list_field(record, "segmentations", where)
-        pending.append(_Pending(where, video, masks))
+        pending.append(_Pending(where, video, masks, is_image=is_coco))
     tracks = _read_tracks(pending, compatible)
     return [Result(*fields, track) for fields, track in zip(results, tracks, strict=True)]
 
@@ -240,11 +242,20 @@ def _plain(name: object) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Pending:
-    """A track as the file has it; `where` names its record."""
+    """A track as the file has it; `where` names its record, ``is_image`` says that its one mask is in no list."""
 
     where: str
     video: Video
     segmentations: list[Any]
+    is_image: bool = False
+
+    @property
+    def owner(self) -> str:
+        return f"{'image' if self.is_image else 'video'} {self.video.id}"
+
+    def field(self, frame: int) -> str:
+        """Name the mask of a frame as its file does."""
+        return f"{self.where}.segmentation" + ("" if self.is_image else f"s[{frame}]")
 
 
 def _read_tracks(pending: Sequence[_Pending], compatible: bool) -> list[MaskTrack]:
@@ -262,8 +273,8 @@ def _read_tracks(pending: Sequence[_Pending], compatible: bool) -> list[MaskTrac
             pixels[index] = height * width
         for frame in np.flatnonzero(present)[totals[start:stop] != pixels[present]]:
             raise InputError(
-                f"{track.where}.segmentations[{frame}].counts (video {track.video.id}) are damaged: they do not "
-                f"describe {pixels[frame]} pixels"
+                f"{track.field(int(frame))}.counts ({track.owner}) are damaged: they do not describe {pixels[frame]} "
+                "pixels"
             )
         tracks.append(_fit(frames, frame_areas, other_sizes, track.video.length))
         start = stop
@@ -272,10 +283,11 @@ def _read_tracks(pending: Sequence[_Pending], compatible: bool) -> list[MaskTrac
 
 def _read_masks(track: _Pending, compatible: bool) -> tuple[list[str | None], dict[int, list[int]]]:
     """Return the counts of all frames, and the sizes of masks that do not have their video's."""
-    where, video = f"{track.where}.segmentations", track.video
+    video = track.video
     if len(track.segmentations) != video.length and not compatible:
         raise InputError(
-            f"{where} has {len(track.segmentations)} masks, but video {video.id} has {video.length} frames"
+            f"{track.where}.segmentations has {len(track.segmentations)} masks, but video {video.id} has "
+            f"{video.length} frames"
         )
     size = video.size
     frames, other_sizes = [], {}
@@ -283,10 +295,10 @@ def _read_masks(track: _Pending, compatible: bool) -> tuple[list[str | None], di
         try:
             counts, own_size = to_counts(mask, size)
         except ValueError as error:
-            raise InputError(f"{where}[{frame}] (video {video.id}) {error}") from error
+            raise InputError(f"{track.field(frame)} ({track.owner}) {error}") from error
         if own_size is not size:
             if not compatible:
-                raise InputError(f"{where}[{frame}].size is {own_size}, but video {video.id} has {size}")
+                raise InputError(f"{track.field(frame)}.size is {own_size}, but {track.owner} has {size}")
             other_sizes[frame] = own_size
         frames.append(counts)
     return frames, other_sizes

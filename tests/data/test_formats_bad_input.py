@@ -47,6 +47,7 @@ TURNED = compressed(box_mask(size=(WIDTH, HEIGHT)))
         (["categories", 1, "id"], 30, r"categories\[1\].id is 30, which an earlier"),
         (["categories", 0, "name"], DELETE, r"categories\[0\] has no 'name'"),
         (["categories", 0, "synonyms"], [3], r"categories\[0\].synonyms\[0\]: Expected str, got int"),
+        (["categories", 0, "frequency"], "x", r"categories\[0\].frequency: Invalid enum value 'x'"),
         (["categories", 0, "partition"], "0", r"categories\[0\].partition: Expected int . null, got str"),
         (["videos", 0, "id"], "7", r"videos\[0\].id: Expected int, got str"),
         (["videos", 0, "height"], 0, r"videos\[0\].height: Expected int >= 1"),

@@ -75,6 +75,8 @@ def test_results_with_a_byte_order_mark(tmp_path):
     ("content", "message"),
     [
         (b'[{"video_id": 1, "categ', "is not valid JSON .* at character 17 of 23.*cut off"),
+        (b'[{"video_id": 1}', "is not valid JSON .*cut off"),
+        (b'[{"video_id": 1,}, {"video_id": 2}]', r"is not valid JSON .*; correct it$"),
         (b"\xff\xfe{}", "is not a JSON file"),
         (b"[" * 100_000, "is not a JSON file"),
         (b'{"videos": []}', "has no 'results'"),

@@ -71,7 +71,11 @@ def test_first_videos_only(tmp_path):
     assert (set(empty.videos), set(empty.categories), empty.annotations) == ({2, 7}, {30, 4}, [])
 
 
-@pytest.mark.parametrize("segmentation", [[], [[1, 1, 20, 20]]], ids=["boxes alone", "outlines of two points"])
+@pytest.mark.parametrize(
+    "segmentation",
+    [[], [[1, 1, 20, 20]], [[1, 1, 20, 20, 1, 20, 5]]],
+    ids=["boxes alone", "outlines of two points", "an odd count of numbers"],
+)
 def test_boxes_without_masks_are_no_ground_truth(tmp_path, segmentation):
     image = {"id": 1, "file_name": "a.png", "height": 96, "width": 150}
     annotation = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 20, 20], "segmentation": segmentation}

@@ -184,8 +184,11 @@ def test_no_results_and_no_classes_in_common(tmp_path, protocol):
 
 def test_bad_results_of_images(tmp_path):
     truth, results = made_up(3)
-    with pytest.raises(InputError, match=r"results\[0\].image_id is 99; gt has no such video"):
+    with pytest.raises(InputError, match=r"results\[0\].image_id is 99; gt has no such image"):
         scores_of(tmp_path, truth, [results[0] | {"image_id": 99}], "coco")
+    other_size = {"size": [2, 2], "counts": [4]}
+    with pytest.raises(InputError, match=r"results\[0\].segmentation.size is \[2, 2\], but image \d+ has"):
+        scores_of(tmp_path, truth, [results[0] | {"segmentation": other_size}], "coco")
     del results[0]["segmentation"]
     with pytest.raises(InputError, match=r"results\[0\].* 'segmentation'"):
         scores_of(tmp_path, truth, results[:1], "coco")

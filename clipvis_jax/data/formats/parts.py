@@ -1,7 +1,7 @@
 """Parts of records that several formats share: masks, boxes, file names, categories, ids."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -51,7 +51,7 @@ class _CategoryFields(msgspec.Struct):
     id: Id
     name: Text
     synonyms: tuple[Text, ...] | None = None
-    frequency: Text | None = None
+    frequency: Literal["f", "c", "r"] | None = None
     partition: Id | None = None
     split: Text | None = None
 
