@@ -18,6 +18,12 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
+def show(value: object) -> str:
+    """Write a value in a message: short, on one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def first_line(error: BaseException) -> str:
     """Return an error's kind and the first line of what it says, at most 200 characters: libraries may say pages."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]

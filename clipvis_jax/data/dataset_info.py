@@ -1,8 +1,7 @@
 """What a data set is beside its records: how it is scored, where results are handed in, what to compare with."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +44,3 @@ class DatasetInfo:
     def is_images(self) -> bool:
         """Whether every record is a picture by itself."""
         return self.media == "images"
-
-
-def info_from_json(record: Mapping[str, Any]) -> DatasetInfo:
-    """Read what ``dataclasses.asdict`` and JSON made of an info.
-
-    Raises:
-        KeyError, TypeError: A field is missing or unknown.
-    """
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
-    }
-    if fields["server"] is not None:
-        fields["server"] = Server(**fields["server"])
-    return DatasetInfo(**fields)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, show
 
 _MAX_INTEGER = 2**53
 """Beyond, a float cannot tell two neighbouring numbers apart."""
@@ -32,12 +32,6 @@ def load_json(path: str | Path) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not a JSON file that can be read ({error})") from error
-
-
-def show(value: object) -> str:
-    """Write a value in a message: short, on one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def field(record: Any, name: str, where: str) -> Any:

@@ -1,6 +1,5 @@
 """A JSON file of any size, mapped into memory: its outermost object's members as text, decoded when asked for."""
 
-import functools
 import hashlib
 import mmap
 import os
@@ -11,18 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from clipvis_jax.data.fields import show
 from clipvis_jax.errors import InputError
+from clipvis_jax.io.json_text import decode
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# What to do about a text that is no JSON, by what msgspec says of it and what stands there.
-_ADVICE = {
-    r"^invalid .* found .?-?(NaN|Infinity)": "JSON has no NaN and no Infinity; leave such records out",
-    r'escape found|surrogate|^Input data was truncated found .*\\u[dD][89a-fA-F].."': "half a surrogate is no text",
-    r"^Invalid UTF-8": "save it as UTF-8",
-    r"^maximum recursion": "nothing in an annotation file is nested so deeply; check what wrote it",
-    r"^Input data was truncated": "it may be cut off: write or download it again",
-}
 
 Signature = tuple[int, int]
 """Size and time of change by which a file is recognized."""
@@ -82,36 +73,6 @@ def signature(descriptor: int) -> Signature:
     """Return size and time of change of an open file."""
     status = os.fstat(descriptor)
     return status.st_size, status.st_mtime_ns
-
-
-def decode(text: Any, kind: Any, where: str) -> Any:
-    """Decode JSON and check that it is of a kind that msgspec knows; ``where`` says in messages what it is.
-
-    Raises:
-        InputError: It is not; the message names the field.
-    """
-    try:
-        return _decoder(kind).decode(text)
-    except msgspec.ValidationError as error:
-        message, _, field = str(error).replace("`", "").partition(" - at ")
-        where += field.removeprefix("key in ").removeprefix("$")
-        name = message.removeprefix("Object missing required field ")
-        raise InputError(f"{where} has no '{name}'" if name != message else f"{where}: {message}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        message, _, place = str(error).removeprefix("JSON is malformed: ").partition(" (byte ")
-        size = len(memoryview(text))
-        byte = int(place.rstrip(")")) if place else size
-        near = bytes(memoryview(text)[max(0, byte - 20) : byte + 20]).decode("utf-8", "replace")
-        there = bytes(memoryview(text)[max(0, byte - (1 if place else 12)) : byte + 9]).decode("latin-1")
-        advice = next((x for regex, x in _ADVICE.items() if re.search(regex, f"{message} found {there}")), "correct it")
-        if place:
-            message += f" at byte {byte} of {size}, near {show(near)}"
-        raise InputError(f"{where}: is not valid JSON ({message}); {advice}") from error
-
-
-@functools.cache
-def _decoder(kind: Any) -> "msgspec.json.Decoder[Any]":
-    return msgspec.json.Decoder(kind)
 
 
 def _address(text: Any) -> int:

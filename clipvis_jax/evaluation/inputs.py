@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int
 
-from clipvis_jax.data.fields import field, integer_field, list_field, load_json, number_field, show
+from clipvis_jax.data.fields import field, integer_field, list_field, load_json, number_field
 from clipvis_jax.data.records import Category, Dataset, Mask
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, show
 from clipvis_jax.masks.rle import measure, to_counts
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +21,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 from clipvis_jax import InputError
 from clipvis_jax.data.catalog import open_dataset
 from clipvis_jax.data.prepared import open_prepared, prepare, writing
-from clipvis_jax.data.prepared.layout import Shard
 from clipvis_jax.data.prepared.record_text import video_from_text, video_to_text
 from clipvis_jax.data.raw import RawDataset
 from clipvis_jax.evaluation import PROTOCOLS, evaluate, ground_truth_from, parse_results
@@ -121,15 +121,14 @@ def test_metadata_have_counts_and_checksums(tmp_path):
     metadata = json.loads((folder / "metadata.json").read_text())
     assert (metadata["num_videos"], metadata["num_images"]) == (4, 4)
     assert metadata["digest"] == raw.digest
-    shards = [Shard.from_json(record) for record in metadata["shards"]]
-    assert [len(shard.sizes) for shard in shards] == [1, 1, 1, 1]
-    files = [file for shard in shards for file in shard.files]
+    assert [len(shard["sizes"]) for shard in metadata["shards"]] == [1, 1, 1, 1]
+    files = [shard[split] for shard in metadata["shards"] for split in ("annotations", "images")]
     for file in files:
-        data = (folder / file.name).read_bytes()
-        assert len(data) == file.num_bytes
-        assert hashlib.sha256(data).hexdigest() == file.sha256
+        data = (folder / file["name"]).read_bytes()
+        assert len(data) == file["num_bytes"]
+        assert hashlib.sha256(data).hexdigest() == file["sha256"]
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["dataset_info.json", "features.json", "metadata.json", *(file.name for file in files)]
+        ["dataset_info.json", "features.json", "metadata.json", *(file["name"] for file in files)]
     )
 
 
@@ -282,29 +281,103 @@ def test_truncated_and_missing_files(folder):
     (folder / "metadata.json").write_text(json.dumps(metadata | {"format_version": 99}))
     with pytest.raises(InputError, match=r"was not written by this version"):
         open_prepared(folder)
-    for change in ({"shards": 5}, {"categories": [{"idd": 1}]}, {"shards": [{"sizes": [[1, 2]]}]}):
-        (folder / "metadata.json").write_text(json.dumps(metadata | change))
-        with pytest.raises(InputError, match=r"metadata.json: is damaged .*prepare the data set again$"):
-            open_prepared(folder)
-    metadata["shards"][0]["images"]["name"] = "../x"
-    (folder / "metadata.json").write_text(json.dumps(metadata))
-    with pytest.raises(InputError, match=r"metadata.json: is damaged .'../x' is not the name of a file"):
-        open_prepared(folder)
-    (folder / "metadata.json").write_text("[]")
-    with pytest.raises(InputError, match=r"metadata.json: is not one of the files"):
-        open_prepared(folder)
-    (folder / "metadata.json").write_text("{")
-    with pytest.raises(InputError, match=r"metadata.json: cannot be read .*; prepare the data set again"):
+
+
+def without(*names):
+    def edit(metadata):
+        for name in names:
+            del metadata[name]
+
+    return edit
+
+
+def put(value, *path):
+    def edit(metadata):
+        *parents, last = path
+        for name in parents:
+            metadata = metadata[name]
+        metadata[last] = value
+
+    return edit
+
+
+BAD_METADATA = [
+    (without("shards"), "has no 'shards'"),
+    (without("categories"), "has no 'categories'"),
+    (put([], "shards"), "its shards hold 0 videos and 0 images, not num_videos 2 and num_images 5"),
+    (put(5, "shards"), r"shards: Expected array, got int"),
+    (put([{"idd": 1}], "categories"), r"categories\[0\] has no 'id'"),
+    (put([[1, 2]], "shards", 0, "sizes"), r"shards\[0\].sizes\[0\]: Expected array of length 3"),
+    (put([[6, 0, 2]], "shards", 0, "sizes"), r"shards\[0\].sizes\[0\]\[1\]: Expected int >= 1"),
+    (put("../x", "shards", 0, "images", "name"), r"shards\[0\].images.name: Expected str matching"),
+    (put("..", "shards", 0, "images", "name"), r"shards\[0\].images.name: Expected str matching"),
+    (put("../../x", "shards", 0, "images", "sha256"), r"shards\[0\].images.sha256: Expected str matching"),
+    (put("x", "level"), r"level: Invalid enum value 'x'"),
+    (put({}, "info", "server"), r"info.server has no 'name'"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), BAD_METADATA, ids=[message for _, message in BAD_METADATA])
+def test_damaged_metadata(folder, edit, message):
+    path = folder / "metadata.json"
+    metadata = json.loads(path.read_text())
+    edit(metadata)
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match=rf"^{path}: {message}[^\n]*; remove it and prepare the data set again$"):
         open_prepared(folder)
 
 
-def test_damaged_files_of_tensorflow_datasets(folder):
-    (folder / "features.json").unlink()
-    with pytest.raises(InputError, match=rf"^{folder}: is damaged \([^\n]*\); remove it and prepare[^\n]*$"):
+@pytest.mark.parametrize("name", ["metadata.json", "features.json"])
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "null", "5", "\0", "[" * 10_000])
+def test_damaged_small_files(folder, name, text):
+    path = folder / name
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=rf"^{path}: [^\n]*; remove it and prepare the data set again$"):
         open_prepared(folder)
-    (folder / "dataset_info.json").write_text("x")
-    with pytest.raises(InputError, match=rf"^{folder}: is damaged \([^\n]*\); remove it and prepare[^\n]*$"):
-        open_prepared(folder)
+
+
+TEXT = "tensorflow_datasets.core.features.text_feature.Text"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        put("hostile.Text", "pythonClassName"),
+        put("hostile.Text", "featuresDict", "features", "text", "pythonClassName"),
+        put({"pythonClassName": "hostile.Text", "text": {}}, "featuresDict", "features", "more"),
+        put({"type": "hostile.Text", "content": {}}, "featuresDict", "features", "text"),
+        put({"pythonClassName": TEXT, "sequence": {"feature": {"pythonClassName": "hostile.Text"}}}, "sequence"),
+    ],
+)
+def test_no_module_that_a_folder_names_is_imported(folder, tmp_path, monkeypatch, edit):
+    (tmp_path / "hostile.py").write_text("from pathlib import Path; Path('imported').touch()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    features = json.loads((folder / "features.json").read_text())
+    edit(features)
+    (folder / "features.json").write_text(json.dumps(features))
+    with suppress(InputError):  # what stands beside the features is of no use, and of no harm
+        list(open_prepared(folder))
+    assert not (tmp_path / "imported").exists()
+
+
+def test_records_are_checked(tmp_path):
+    raw = raw_dataset(tmp_path)
+    record = json.loads(video_to_text(raw[0]))
+    instance = record["instances"][0]
+    for edit, message in [
+        (put([], "masks"), r"instances\[0\].masks has 0 entries for 2 frames"),
+        (put([1.0] * 5, "areas"), r"instances\[0\].areas has 5 entries for 2 frames"),
+        (put(["0", None], "masks"), "has a mask whose counts do not add up to its size"),
+        (put([[[0, 1e9, 1e9, 0, -1e9, 5]], None], "masks"), r"instances\[0\].masks: holds a polygon whose outline"),
+        (put("x", "id"), r"instances\[0\].id: Expected int, got str"),
+    ]:
+        changed = dict(instance)
+        edit(changed)
+        with pytest.raises(InputError, match=rf"^text of a video[:.] ?{message}"):
+            video_from_text(json.dumps(record | {"instances": [changed]}))
 
 
 def test_folders_that_hold_none_or_several(tmp_path):
@@ -319,6 +392,15 @@ def test_folders_that_hold_none_or_several(tmp_path):
     with pytest.raises(InputError, match=r"holds several data sets .youtube_vis/clipvis_frames/1.0.0, youtube_vis/"):
         open_dataset(tmp_path / "out")
     assert open_dataset(tmp_path / "out" / "youtube_vis" / "clipvis_frames").level == "frames"
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".git", "a/../..", "\n", "...."])
+def test_no_name_leads_out_of_the_folder(tmp_path, name):
+    dataset = RawDataset(*write_dataset(tmp_path / "raw", FILES["youtube_vis"]()), name=name)
+    folder = prepare(dataset, tmp_path / "out").resolve()
+    assert folder.parents[2] == tmp_path / "out"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    assert open_prepared(folder).name == name
 
 
 def test_what_cannot_be_prepared(tmp_path):

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from clipvis_jax.data.fields import show
 from clipvis_jax.data.formats.format import Format
 from clipvis_jax.data.formats.parts import Id, RawMask, RunLengths, Text, VideoFields, file_name, read_masks
-from clipvis_jax.data.json_file import decode
 from clipvis_jax.data.records import Instance, VideoRecord
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, show
+from clipvis_jax.io.json_text import decode
 
 
 class _TrackMask(msgspec.Struct):

@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from clipvis_jax.data.fields import show
-from clipvis_jax.data.json_file import decode
 from clipvis_jax.data.records import Box, Category, Mask, Polygons
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, show
+from clipvis_jax.io.json_text import decode
 from clipvis_jax.masks.rle import MAX_SIDE, check_polygon, to_counts
 
 Id = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]

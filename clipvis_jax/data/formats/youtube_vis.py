@@ -18,9 +18,9 @@ from clipvis_jax.data.formats.parts import (
     read_box,
     read_masks,
 )
-from clipvis_jax.data.json_file import decode
 from clipvis_jax.data.records import Instance, VideoRecord
 from clipvis_jax.errors import InputError
+from clipvis_jax.io.json_text import decode
 
 
 class _Video(VideoFields):

@@ -14,6 +14,9 @@ ANNOTATIONS, IMAGES = SPLITS = ("annotations", "images")
 """The splits: one record per video, and one per frame. So annotations can be read without images, and single frames
 without their videos. What is published as a split (train, val) is a data set of its own here."""
 
+FEATURES = tfds.features.FeaturesDict({"text": tfds.features.Text(), "image": tfds.features.Text()})
+"""Of every record. Text takes any bytes; the features for images and videos need TensorFlow to be written."""
+
 Features = dict[str, Any]
 
 
@@ -30,7 +33,9 @@ class PreparedBuilder(tfds.core.GeneratorBasedBuilder):
     def __init__(self, dataset: Dataset, data_dir: epath.Path) -> None:
         """Take the data set, and the folder below which everything is to be written."""
         self.dataset = dataset
-        super().__init__(data_dir=data_dir / re.sub(r"[^\w.-]", "_", dataset.name), file_format="array_record")
+        # A name may come from a file's, as ".." from "...json": it names a folder below, whatever it is.
+        name = re.sub(r"^\.|[^\w.-]", "_", dataset.name)
+        super().__init__(data_dir=data_dir / name, file_format="array_record")
 
     def annotation(self, video: VideoRecord) -> Features:
         """Return the features of a video's record."""
@@ -45,8 +50,7 @@ class PreparedBuilder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self.dataset.name}, {self.level}, as clipvis_jax prepares it.",
-            # Text takes any bytes. The features for images and videos need TensorFlow to be written.
-            features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "image": tfds.features.Text()}),
+            features=FEATURES,
             metadata=tfds.core.MetadataDict(),
             disable_shuffling=True,
         )

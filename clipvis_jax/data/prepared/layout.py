@@ -2,13 +2,17 @@
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
+import msgspec
 from etils import epath
 
+from clipvis_jax.data.dataset_info import DatasetInfo
+from clipvis_jax.data.formats.parts import Side
+from clipvis_jax.data.records import Category
 from clipvis_jax.errors import InputError
+from clipvis_jax.io.json_text import read_json
 
 FORMAT_VERSION = 2
 """Of the metadata and the records' texts."""
@@ -20,6 +24,9 @@ METADATA_FILE = "metadata.json"
 PROGRESS_FOLDER = "unfinished"
 """Holds what is known of finished shards as long as others are missing."""
 
+AGAIN = "remove it and prepare the data set again"
+"""What messages tell the user to do about a folder that cannot be used."""
+
 _CHUNK = 1 << 24
 
 
@@ -27,13 +34,9 @@ _CHUNK = 1 << 24
 class ShardFile:
     """A finished file of records: its name, its size, and its SHA-256 as hexadecimal digits."""
 
-    name: str
-    num_bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        if "/" in self.name:
-            raise ValueError(f"{self.name!r} is not the name of a file")
+    name: Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
+    num_bytes: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Shard:
 
     annotations: ShardFile
     images: ShardFile
-    sizes: tuple[tuple[int, int, int], ...]
+    sizes: tuple[tuple[Side, Side, Annotated[int, msgspec.Meta(ge=1)]], ...]
 
     @property
     def num_images(self) -> int:
@@ -57,15 +60,30 @@ class Shard:
         """Both files."""
         return self.annotations, self.images
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return dataclasses.asdict(self)
 
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "Shard":
-        """Read what `to_json` returned."""
-        sizes = tuple((height, width, length) for height, width, length in record["sizes"])
-        return cls(ShardFile(**record["annotations"]), ShardFile(**record["images"]), sizes)
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What `prepare` notes of a data set, beside what tensorflow-datasets does."""
+
+    format_version: int
+    level: Literal["videos", "frames"]
+    digest: str
+    shard_bytes: int
+    dataset: str
+    info: DatasetInfo
+    has_annotations: bool
+    num_videos: int
+    num_images: int
+    categories: tuple[Category, ...]
+    shards: tuple[Shard, ...]
+
+    def __post_init__(self) -> None:
+        counts = sum(len(shard.sizes) for shard in self.shards), sum(shard.num_images for shard in self.shards)
+        if counts != (self.num_videos, self.num_images):
+            raise ValueError(
+                f"its shards hold {counts[0]} videos and {counts[1]} images, not num_videos {self.num_videos} and "
+                f"num_images {self.num_images}"
+            )
 
 
 def open_path(path: str | Path | epath.Path) -> epath.Path:
@@ -103,16 +121,46 @@ def hash_file(path: epath.Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """Read one of the folder's small files.
+def read_metadata(folder: epath.Path) -> Metadata:
+    """Read what `prepare` noted of a finished data set.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: The file is missing or damaged, or of another version.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: is not one of the files of a prepared data set; prepare the data set again")
-    return content
+    path = folder / METADATA_FILE
+    if read_json(path, _Version, AGAIN).format_version != FORMAT_VERSION:
+        raise InputError(f"{folder}: was not written by this version of 'clipvis prepare'; {AGAIN}")
+    return read_json(path, Metadata, AGAIN)
+
+
+def check_features(folder: epath.Path) -> None:
+    """Make sure that the records are what `prepare` writes, without importing the classes that the folder names.
+
+    Raises:
+        InputError: Their features are other ones, or the file that names them is missing or damaged.
+    """
+    read_json(folder / "features.json", _Features, AGAIN)
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+class _Text(msgspec.Struct):
+    pythonClassName: Literal["tensorflow_datasets.core.features.text_feature.Text"]  # noqa: N815 (as in the file)
+
+
+class _TextAndImage(msgspec.Struct, forbid_unknown_fields=True):
+    text: _Text
+    image: _Text
+
+
+class _FeaturesDict(msgspec.Struct):
+    features: _TextAndImage
+
+
+class _Features(msgspec.Struct):
+    """What tensorflow-datasets writes of the builders' features; as it reads them, any module named would run."""
+
+    pythonClassName: Literal["tensorflow_datasets.core.features.features_dict.FeaturesDict"]  # noqa: N815
+    featuresDict: _FeaturesDict  # noqa: N815

@@ -6,25 +6,24 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from tqdm import tqdm
 
-from clipvis_jax.data.dataset_info import info_from_json
+from clipvis_jax.data.prepared.builder import FEATURES
 from clipvis_jax.data.prepared.layout import (
-    FORMAT_VERSION,
+    AGAIN,
     INFO_FILE,
     METADATA_FILE,
     PROGRESS_FOLDER,
-    Shard,
     ShardFile,
+    check_features,
     hash_file,
     is_remote,
     open_path,
-    read_json,
+    read_metadata,
 )
-from clipvis_jax.data.prepared.record_text import category_from_json, video_from_text
+from clipvis_jax.data.prepared.record_text import video_from_text
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.errors import InputError
 from clipvis_jax.io.files import atomic_path, cache_folder
@@ -47,38 +46,33 @@ class PreparedDataset:
             InputError: A file is missing or has another size than it had, or one of the small files cannot be read.
         """
         self.folder = folder
-        metadata = read_json(folder / METADATA_FILE)
-        if metadata.get("format_version") != FORMAT_VERSION:
-            raise InputError(
-                f"{folder}: was not written by this version of 'clipvis prepare'; prepare the data set again"
-            )
-        try:
-            self.name: str = metadata["dataset"]
-            self.info = info_from_json(metadata["info"])
-            self.level: str = metadata["level"]
-            self.digest: str = metadata["digest"]
-            self.has_annotations: bool = metadata["has_annotations"]
-            self.categories = tuple(map(category_from_json, metadata["categories"]))
-            self._shards = [Shard.from_json(record) for record in metadata["shards"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(folder / METADATA_FILE, str(error)) from error
+        metadata = read_metadata(folder)
+        check_features(folder)
+        self.name = metadata.dataset
+        self.info = metadata.info
+        self.level = metadata.level
+        self.digest = metadata.digest
+        self.has_annotations = metadata.has_annotations
+        self.categories = metadata.categories
+        self._category_ids = {category.id for category in metadata.categories}
+        self._shards = metadata.shards
         self._sizes = [size for shard in self._shards for size in shard.sizes]
         self._first_image = [0, *accumulate(length for _, _, length in self._sizes)]
         self._check_sizes()
-        try:
-            features = tfds.builder_from_directory(folder).info.features
-        except Exception as error:  # tensorflow-datasets and protobuf raise many kinds
-            raise _damaged(folder, " ".join(str(error).split())) from error
-        self._annotations = _Records(
-            folder, [(shard.annotations, len(shard.sizes)) for shard in self._shards], features
-        )
-        self._images = _Records(folder, [(shard.images, shard.num_images) for shard in self._shards], features)
+        self._annotations = _Records(folder, [(shard.annotations, len(shard.sizes)) for shard in self._shards])
+        self._images = _Records(folder, [(shard.images, shard.num_images) for shard in self._shards])
 
     def __len__(self) -> int:
         return len(self._sizes)
 
     def __getitem__(self, index: SupportsIndex) -> VideoRecord:
-        return video_from_text(self._annotations.read(range(len(self))[index])["text"])
+        row = range(len(self))[index]
+        video = video_from_text(self._annotations.read(row)["text"], f"{self.folder}: video {row}")
+        if (video.height, video.width, video.length) != self._sizes[row]:
+            raise _damaged(self.folder, f"video {row} is of another size in {METADATA_FILE}")
+        if not self._category_ids.issuperset(instance.category_id for instance in video.instances):
+            raise _damaged(self.folder, f"video {row} has an instance of a class that is not in {METADATA_FILE}")
+        return video
 
     def video_sizes(self) -> Sequence[tuple[int, int, int]]:
         """Return height, width and number of frames of every video, without reading the videos."""
@@ -123,14 +117,11 @@ class PreparedDataset:
 class _Records:
     """The records of several files in a row; files are opened when they are needed."""
 
-    def __init__(
-        self, folder: epath.Path, files: Sequence[tuple[ShardFile, int]], features: tfds.features.FeaturesDict
-    ) -> None:
+    def __init__(self, folder: epath.Path, files: Sequence[tuple[ShardFile, int]]) -> None:
         """Take the files with their numbers of records."""
         self._folder = folder
         self._files = [file for file, _ in files]
         self._starts = [0, *accumulate(count for _, count in files)]
-        self._features = features
         self._readers: dict[int, ArrayRecordReader] = {}
 
     def read(self, row: int) -> dict[str, Any]:
@@ -141,10 +132,10 @@ class _Records:
                 path = _local_file(self._folder, self._files[number])
                 self._readers[number] = ArrayRecordReader(str(path), options=_READER_OPTIONS)
             (data,) = self._readers[number].read([row - self._starts[number]])
-            return self._features.deserialize_example_np(data)
-        except (RuntimeError, ValueError, IndexError) as error:
-            if isinstance(error, InputError):
-                raise
+            return FEATURES.deserialize_example_np(data)
+        except InputError:
+            raise
+        except Exception as error:  # array_record, tensorflow-datasets and protobuf raise many kinds
             reason = " ".join(str(error).split())
             raise _damaged(self._folder / self._files[number].name, reason) from error
 
@@ -190,4 +181,4 @@ def open_prepared(path: str | Path | epath.Path) -> PreparedDataset:
 
 
 def _damaged(path: epath.Path, reason: str) -> InputError:
-    return InputError(f"{path}: is damaged ({reason}); remove it and prepare the data set again")
+    return InputError(f"{path}: is damaged ({reason}); {AGAIN}")

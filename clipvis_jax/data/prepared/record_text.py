@@ -1,71 +1,38 @@
 """Videos with their instances as text (JSON), without loss."""
 
-import json
-from typing import Any
+import msgspec
 
-from clipvis_jax.data.records import Category, Instance, Mask, VideoRecord
+from clipvis_jax.data.formats.parts import check_length
+from clipvis_jax.data.records import VideoRecord
+from clipvis_jax.errors import InputError
+from clipvis_jax.io.json_text import decode
+from clipvis_jax.masks.rle import check_polygon, measure
 
 
 def video_to_text(video: VideoRecord) -> str:
     """Write a video with its instances as one line."""
-    content = {
-        "id": video.id,
-        "height": video.height,
-        "width": video.width,
-        "file_names": video.file_names,
-        "neg_category_ids": video.neg_category_ids,
-        "not_exhaustive_category_ids": video.not_exhaustive_category_ids,
-        "instances": [
-            {
-                "id": instance.id,
-                "category_id": instance.category_id,
-                "is_crowd": instance.is_crowd,
-                "masks": instance.masks,
-                "boxes": instance.boxes,
-                "areas": instance.areas,
-            }
-            for instance in video.instances
-        ],
-    }
-    return json.dumps(content, separators=(",", ":"))
+    return msgspec.json.encode(video).decode()
 
 
-def video_from_text(text: str | bytes) -> VideoRecord:
-    """Read what `video_to_text` wrote."""
-    content = json.loads(text)
-    return VideoRecord(
-        content["id"],
-        content["height"],
-        content["width"],
-        tuple(content["file_names"]),
-        tuple(_instance(record) for record in content["instances"]),
-        tuple(content["neg_category_ids"]),
-        tuple(content["not_exhaustive_category_ids"]),
-    )
+def video_from_text(text: str | bytes, where: str = "text of a video") -> VideoRecord:
+    """Read what `video_to_text` wrote; ``where`` is what messages call it.
 
-
-def category_to_json(category: Category) -> dict[str, Any]:
-    """Return a category's fields, those that have nothing left out."""
-    fields = {name: getattr(category, name) for name in Category.__slots__}
-    return {name: value for name, value in fields.items() if value not in (None, ())}
-
-
-def category_from_json(record: dict[str, Any]) -> Category:
-    """Read what `category_to_json` returned."""
-    return Category(**record | {"synonyms": tuple(record.get("synonyms", ()))})
-
-
-def _instance(record: dict[str, Any]) -> Instance:
-    boxes, areas = record["boxes"], record["areas"]
-    return Instance(
-        record["id"],
-        record["category_id"],
-        record["is_crowd"],
-        tuple(map(_mask, record["masks"])),
-        None if boxes is None else tuple(None if box is None else tuple(box) for box in boxes),
-        None if areas is None else tuple(areas),
-    )
-
-
-def _mask(mask: str | list[list[float]] | None) -> Mask | None:
-    return tuple(map(tuple, mask)) if isinstance(mask, list) else mask
+    Raises:
+        InputError: It is something else.
+    """
+    video: VideoRecord = decode(text, VideoRecord, where)
+    for number, instance in enumerate(video.instances):
+        place = f"{where}.instances[{number}]"
+        for name in ("masks", "boxes", "areas"):
+            values = getattr(instance, name)
+            if values is not None:
+                check_length(values, video.length, f"{place}.{name}")
+        try:
+            for polygon in (part for mask in instance.masks if isinstance(mask, tuple) for part in mask):
+                check_polygon(polygon)
+        except ValueError as error:
+            raise InputError(f"{place}.masks: {error}") from error
+    counts = [mask for instance in video.instances for mask in instance.masks if isinstance(mask, str)]
+    if (measure(counts)[1] != video.height * video.width).any():
+        raise InputError(f"{where}: has a mask whose counts do not add up to its size")
+    return video

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import pairwise
@@ -20,20 +21,19 @@ from clipvis_jax.data.prepared.builder import ANNOTATIONS, BUILDERS, IMAGES, Fea
 from clipvis_jax.data.prepared.layout import (
     FORMAT_VERSION,
     INFO_FILE,
-    METADATA_FILE,
     PROGRESS_FOLDER,
     Shard,
     ShardFile,
     hash_file,
     is_remote,
     open_path,
-    read_json,
+    read_metadata,
 )
-from clipvis_jax.data.prepared.record_text import category_to_json
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.errors import InputError
 from clipvis_jax.io.files import atomic_path, output_error
 from clipvis_jax.io.folder_lock import locked_folder
+from clipvis_jax.io.json_text import read_json
 
 _SHARD_BYTES = 2**28
 """Wanted size of a shard: small enough to lose little to an interruption, large enough for object stores."""
@@ -109,12 +109,8 @@ def _locked(folder: epath.Path) -> AbstractContextManager[None]:
 def _is_finished(folder: epath.Path, fingerprint: dict[str, Any]) -> bool:
     if not (folder / INFO_FILE).exists():
         return False
-    metadata = read_json(folder / METADATA_FILE)
-    for name in ("format_version", "digest"):
-        if metadata.get(name) != fingerprint[name]:
-            raise InputError(
-                f"{folder}: was prepared from other annotations (its {name} differs); remove it or choose another place"
-            )
+    if read_metadata(folder).digest != fingerprint["digest"]:
+        raise InputError(f"{folder}: was prepared from other annotations; remove it or choose another place")
     return True
 
 
@@ -124,7 +120,7 @@ def _write_shards(
     """Write the shards that are missing; return all."""
     progress = folder / PROGRESS_FOLDER
     marker = progress / "fingerprint.json"
-    if not marker.exists() or read_json(marker) != fingerprint:
+    if _read_note(marker, dict[str, Any]) != fingerprint:
         if folder.exists():
             folder.rmtree()  # what another data set, or another division into shards, left unfinished
         progress.mkdir(parents=True)
@@ -137,14 +133,14 @@ def _write_shards(
         for number, (start, stop) in enumerate(pairwise(bounds)):
             suffix = f"array_record-{number:05}-of-{len(bounds) - 1:05}"
             note = progress / f"{number:05}.json"
-            shard = Shard.from_json(read_json(note)) if note.exists() else None
+            shard = _read_note(note, Shard)
             if shard is not None and _is_intact(folder, shard):
                 bar.update(stop - start)
                 # Time left is reckoned from what is written now.
                 bar.initial = bar.n
             else:
                 shard = _write_shard(builder, range(start, stop), folder, suffix, bar)
-                _write_whole(note, shard.to_json())
+                _write_whole(note, dataclasses.asdict(shard))
             shards.append(shard)
     return shards
 
@@ -209,8 +205,8 @@ def _write_metadata(
         has_annotations=dataset.has_annotations,
         num_videos=len(dataset),
         num_images=sum(shard.num_images for shard in shards),
-        categories=[category_to_json(category) for category in dataset.categories],
-        shards=[shard.to_json() for shard in shards],
+        categories=[dataclasses.asdict(category) for category in dataset.categories],
+        shards=[dataclasses.asdict(shard) for shard in shards],
     )
     splits = [
         tfds.core.SplitInfo(
@@ -229,6 +225,17 @@ def _write_metadata(
     info.set_splits(tfds.core.splits.SplitDict(splits))
     info.write_to_directory(folder)
     (folder / PROGRESS_FOLDER).rmtree()
+
+
+def _read_note(path: epath.Path, kind: Any) -> Any:
+    """Read what is known of something finished; None, so that it is done again, if that is missing or damaged."""
+    if not path.exists():
+        return None
+    try:
+        return read_json(path, kind, "it is written again")
+    except InputError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None
 
 
 def _is_intact(folder: epath.Path, shard: Shard) -> bool:

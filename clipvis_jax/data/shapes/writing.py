@@ -10,13 +10,14 @@ from typing import Any
 from tqdm import tqdm
 
 from clipvis_jax.data.fields import load_json
-from clipvis_jax.data.json_file import JsonFile, decode
+from clipvis_jax.data.json_file import JsonFile
 from clipvis_jax.data.records import VideoRecord
 from clipvis_jax.data.shapes.dataset import ShapesDataset
 from clipvis_jax.data.shapes.splits import SPLITS, WORLD_VERSION, ShapesConfig
 from clipvis_jax.errors import InputError
 from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir, write_text
 from clipvis_jax.io.folder_lock import LOCK, locked_folder
+from clipvis_jax.io.json_text import decode
 
 ANNOTATIONS, IMAGES = "annotations.json", "JPEGImages"
 _SETTINGS = "shapes.json"
