@@ -151,13 +151,14 @@ class VideoReplay:
         """Return the query of every track by frame, and the best pairs."""
         video = self._video
         num_queries, num_classes = self._class_probs.shape[1:]
-        sums = ScoreSums.zeros(num_queries, num_classes, scores)
+        sums = ScoreSums.zeros(num_queries, num_classes, video.visual_embed.shape[2], scores)
         orders: list[Int[np.ndarray, " q"]] = []
         history: History = ()
         for frame in range(video.num_frames):
             order, history = associate(video.query_embed[frame], history, association)
             orders.append(order)
-            sums = sums.add(self._class_probs[frame][order], video.iou[frame][order], video.object_logits[frame][order])
+            scored = (self._class_probs, video.iou, video.object_logits, video.visual_embed)
+            sums = sums.add(*(column[frame][order] for column in scored))
         columns = (video.object_logits, video.mask_area, video.mask_prob_sum, self._class_probs)
         tracked = (FrameScores(*(column[frame][order] for column in columns)) for frame, order in enumerate(orders))
         return orders, rank_pairs(sums, tracked, top_k=top_k, min_score=0.0)

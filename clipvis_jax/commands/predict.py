@@ -72,6 +72,8 @@ class Predict:
     that does not show the object, or those in which the track is visible. Of an image there is only one."""
     overlay: Annotated[bool, arg(help_behavior_hint="")] = True
     """Do not write the overlay."""
+    embeddings: bool = False
+    """Write the CLIP embedding of every track into tracks.json, for searching and grouping."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; float32 equals the authors' results."""
     window: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1 on a CPU, 8 elsewhere)")] = None
@@ -121,7 +123,13 @@ class Predict:
                 show_progress=True,
             )
             written = predict_outputs.write_results(
-                out, result, source, selection, overlay=self.overlay, show_progress=True
+                out,
+                result,
+                source,
+                selection,
+                overlay=self.overlay,
+                show_progress=True,
+                embeddings=self.embeddings,
             )
         predict_outputs.print_summary(result, predict_outputs.frame_numbers(source, selection, result.num_frames))
         print("wrote " + " and ".join(str(path) for path in written))

@@ -63,6 +63,7 @@ def write_results(
     *,
     overlay: bool,
     show_progress: bool,
+    embeddings: bool = False,
 ) -> list[Path]:
     """Write tracks.json and the overlay, both or none.
 
@@ -77,20 +78,23 @@ def write_results(
     # The temporary file of the tracks gets its name last, after the overlay is in place.
     with atomic_path(tracks) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
-            write_tracks(file, result, source, selection)
+            write_tracks(file, result, source, selection, embeddings=embeddings)
         if overlay:
             written.append(overlay_path(folder, source))
             write_overlay(written[-1], result, source, selection, show_progress=show_progress)
     return written
 
 
-def write_tracks(file: TextIO, result: VideoResult, source: FrameSource, selection: FrameSelection) -> None:
+def write_tracks(
+    file: TextIO, result: VideoResult, source: FrameSource, selection: FrameSelection, *, embeddings: bool = False
+) -> None:
     """Write the tracks as JSON.
 
     ``results`` is a list of YouTube-VIS results with ``category_name`` and ``track_id`` added; ``categories`` and
     ``video`` say what their ids and frames are. Of a video file, ``video`` also holds ``frame_times_s`` (seconds since
     its first frame), and ``skipped_frames`` (their numbers) if selected ones could not be decoded. ``background`` lists
-    the names that took part in the classification besides the categories, if any did.
+    the names that took part in the classification besides the categories, if any did. With ``embeddings``, every result
+    has the ``embedding`` of its track.
     """
     video = {
         "id": 1,
@@ -120,6 +124,8 @@ def write_tracks(file: TextIO, result: VideoResult, source: FrameSource, selecti
     for position, track in enumerate(result.tracks):
         (record,) = dataclasses.replace(result, tracks=[track]).to_ytvis(video_id=1)
         record |= {"category_name": track.class_name, "track_id": track.track_id}
+        if embeddings and track.embedding is not None:
+            record["embedding"] = [round(number, 6) for number in track.embedding.tolist()]
         file.write((",\n" if position > 0 else "\n") + json.dumps(record))
     file.write("\n]}\n")
 

@@ -6,7 +6,7 @@ from operator import eq
 from typing import Any, overload
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from clipvis_jax.masks.resize import Rle, decode_rle
 
@@ -47,7 +47,8 @@ class Track:
 
     ``track_id`` numbers the instance: the same instance may appear under several classes. ``class_index`` counts
     from 0 in the order of the vocabulary. ``score`` is 0..1 (a ReLU mask-IoU head may exceed 1). ``segmentations``
-    holds one mask per frame, empty where the instance is absent.
+    holds one mask per frame, empty where the instance is absent. ``embedding`` is CLIP's of what the masks show, of
+    length 1: the mean over the frames, weighted as the score is.
     """
 
     track_id: int
@@ -55,6 +56,7 @@ class Track:
     class_name: str
     score: float
     segmentations: TrackMasks
+    embedding: Float[np.ndarray, " e"] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def mask(self, frame: int) -> Bool[np.ndarray, "h w"]:
         """Decode the mask in a frame."""
@@ -96,10 +98,11 @@ class VideoResult:
 
 @dataclasses.dataclass(frozen=True)
 class LiveTrack:
-    """A track as it stands after the frames seen so far, with its mask in the newest one."""
+    """A track as it stands after the frames seen so far, with its mask in the newest one; see ``Track``."""
 
     track_id: int
     class_index: int
     class_name: str
     score: float
     mask: Bool[np.ndarray, "h w"]
+    embedding: Float[np.ndarray, " e"]

@@ -56,6 +56,7 @@ class ScoreSums:
         num_counted: The number of frames that each track's sums are of.
         class_sum: Sum of every track's class probabilities, weighted by the mask IoU where ``config`` says so.
         object_sum: Sum of every track's objectness logits.
+        embedding_sum: Sum of every track's CLIP embeddings at unit length, weighted as ``class_sum`` is.
         newest: With ``config.window``, what each of its frames adds to the sums.
     """
 
@@ -64,24 +65,30 @@ class ScoreSums:
     num_counted: Float[np.ndarray, " q"]
     class_sum: Float[np.ndarray, "q c"]
     object_sum: Float[np.ndarray, "q 2"]
+    embedding_sum: Float[np.ndarray, "q e"]
     newest: tuple[tuple[np.ndarray, ...], ...] = ()
 
     @classmethod
-    def zeros(cls, num_tracks: int, num_classes: int, config: ScoreConfig) -> "ScoreSums":
+    def zeros(cls, num_tracks: int, num_classes: int, embed_dim: int, config: ScoreConfig) -> "ScoreSums":
         """Return the sums before the first frame."""
-        return cls(config, 0, np.zeros(num_tracks), np.zeros((num_tracks, num_classes)), np.zeros((num_tracks, 2)))
+        class_sum, object_sum, embedding_sum = (np.zeros((num_tracks, n)) for n in (num_classes, 2, embed_dim))
+        return cls(config, 0, np.zeros(num_tracks), class_sum, object_sum, embedding_sum)
 
     def add(
         self,
         class_probs: Float[np.ndarray, "q c"],
         iou: Float[np.ndarray, " q"],
         object_logits: Float[np.ndarray, "q 2"],
+        visual_embed: Float[np.ndarray, "q e"],
     ) -> "ScoreSums":
         """Return the sums with one more frame, given in track order."""
         weighted = np.sqrt(class_probs * iou[:, None]) if self.config.use_iou else class_probs
         counted = np.ones(len(iou)) if self.config.over == "all" else (object_probs(object_logits) > 0.5).astype(float)
-        added = counted, weighted * counted[:, None], object_logits * counted[:, None]
-        sums = self.num_counted, self.class_sum, self.object_sum
+        embedding = unit_length(visual_embed)
+        if self.config.use_iou:
+            embedding = embedding * np.sqrt(iou)[:, None]
+        added = counted, *(part * counted[:, None] for part in (weighted, object_logits, embedding))
+        sums = self.num_counted, self.class_sum, self.object_sum, self.embedding_sum
         newest = self.newest
         if self.config.window is None:
             sums = tuple(total + part for total, part in zip(sums, added, strict=True))
@@ -98,6 +105,15 @@ class ScoreSums:
         if not self.config.use_objectness:
             return mean
         return np.sqrt(mean * object_probs(self.object_sum / num_counted)[:, None])
+
+    def embeddings(self) -> Float[np.ndarray, "q e"]:
+        """Return every track's CLIP embedding, at unit length; zeros for a track of which no frame was counted."""
+        return unit_length(self.embedding_sum).astype(np.float32)
+
+
+def unit_length(vectors: Float[np.ndarray, "q e"]) -> Float[np.ndarray, "q e"]:
+    """Scale vectors to length 1; zeros stay zeros."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def image_scores(

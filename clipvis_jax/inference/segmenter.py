@@ -270,7 +270,8 @@ class Segmenter:
         scores = self.config.scores
         if score_window is not None:
             scores = dataclasses.replace(scores, window=score_window)
-        tracker = TrackerState.start(num_tracks, len(names), self.config.association, scores)
+        embed_dim = self._vocabulary[1].embeddings.shape[1]
+        tracker = TrackerState.start(num_tracks, len(names), embed_dim, self.config.association, scores)
         store = FrameStore(num_tracks, len(names), self.config.temp_dir) if keep_frames else None
         used = tuple(unsaid_names(background, check_vocabulary(names)))
         return VideoState(names, self._vocabulary[1], tracker, store, background=used)

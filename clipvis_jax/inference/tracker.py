@@ -47,12 +47,13 @@ class TrackerState:
         cls,
         num_queries: int,
         num_classes: int,
+        embed_dim: int,
         association: AssociationConfig,
         scores: ScoreConfig,
     ) -> "TrackerState":
         """Return the state before the first frame; a video has as many tracks as a frame has queries."""
         zeros = np.zeros(num_queries)
-        return cls(association, (), ScoreSums.zeros(num_queries, num_classes, scores), zeros, zeros)
+        return cls(association, (), ScoreSums.zeros(num_queries, num_classes, embed_dim, scores), zeros, zeros)
 
 
 def update(state: TrackerState, frame: FrameQueries) -> tuple[TrackerState, FrameQueries]:
@@ -75,6 +76,6 @@ def update(state: TrackerState, frame: FrameQueries) -> tuple[TrackerState, Fram
     order, history = associate(frame.query_embed, state.history, state.association)
     tracked = FrameQueries(*(array[order] for array in frame))
     tracked = tracked._replace(class_probs=tracked.class_probs[:, : state.sums.class_sum.shape[1]])
-    sums = state.sums.add(tracked.class_probs, tracked.iou, tracked.object_logits)
+    sums = state.sums.add(tracked.class_probs, tracked.iou, tracked.object_logits, tracked.visual_embed)
     mask_area, mask_prob_sum = state.mask_area + tracked.mask_area, state.mask_prob_sum + tracked.mask_prob_sum
     return TrackerState(state.association, history, sums, mask_area, mask_prob_sum), tracked

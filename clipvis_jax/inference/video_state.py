@@ -13,7 +13,7 @@ from tqdm import tqdm
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.frame_store import FrameStore
 from clipvis_jax.inference.results import LiveTrack, Track, TrackMasks, VideoResult
-from clipvis_jax.inference.scores import by_score, image_scores, pruned_frames, rank_pairs, top_pairs
+from clipvis_jax.inference.scores import by_score, image_scores, pruned_frames, rank_pairs, top_pairs, unit_length
 from clipvis_jax.inference.tracker import FrameQueries, TrackerState, update
 from clipvis_jax.masks.resize import MaskResizer, encode_rle
 from clipvis_jax.models.text_classifier import TextClassifier
@@ -83,6 +83,7 @@ class VideoState:
         visible = ranked[~pruned[ranked]]
         masks = {track: resizer.mask(tracked.mask_logits[track]) for track in np.unique(tracks[visible])}
         empty = np.zeros(resizer.original_size, bool)
+        embeddings = self.tracker.sums.embeddings()
         return [
             LiveTrack(
                 track_id=int(tracks[i]),
@@ -90,6 +91,7 @@ class VideoState:
                 class_name=self.class_names[class_indices[i]],
                 score=float(scores[i]),
                 mask=empty if pruned[i] else masks[tracks[i]],
+                embedding=embeddings[tracks[i]],
             )
             for i in ranked
         ]
@@ -122,7 +124,7 @@ class VideoState:
             )
         self.close()
         masks = [TrackMasks(resizer.original_size, counts) for counts in zip(*rows, strict=True)]
-        return self._result(tracks, pairs.class_indices, pairs.scores, masks)
+        return self._result(tracks, pairs.class_indices, pairs.scores, masks, self.tracker.sums.embeddings())
 
     def image_result(self, tracked: FrameQueries, *, top_k: int, min_score: float) -> VideoResult:
         """Compute the image model's scores and masks of the only frame."""
@@ -143,7 +145,7 @@ class VideoState:
         ranked = by_score(scores, min_score)
         tracks = tracks[ranked]
         masks = [drawn[track] for track in tracks.tolist()]
-        return self._result(tracks, class_indices[ranked], scores[ranked], masks)
+        return self._result(tracks, class_indices[ranked], scores[ranked], masks, unit_length(tracked.visual_embed))
 
     def _known_sizes(self) -> MaskResizer:
         if self.sizes is None:
@@ -156,11 +158,12 @@ class VideoState:
         class_indices: Int[np.ndarray, " k"],
         scores: Float[np.ndarray, " k"],
         masks: list[TrackMasks],
+        embeddings: Float[np.ndarray, "q e"],
     ) -> VideoResult:
         height, width = self._known_sizes().original_size
         columns = (tracks.tolist(), class_indices.tolist(), scores.tolist(), masks)
         named = [
-            Track(track, index, self.class_names[index], score, segmentations)
+            Track(track, index, self.class_names[index], score, segmentations, embeddings[track])
             for track, index, score, segmentations in zip(*columns, strict=True)
         ]
         return VideoResult(named, self.class_names, height, width, self.num_frames, self.background)

@@ -209,7 +209,7 @@ def test_a_file_is_no_field_whatever_its_name() -> None:
 PREDICT_OPTIONS = (
     "--model DIR|--classes NAME [NAME ...]|--classes-file FILE|--background auto|none|FILE.txt|NAME [NAME ...]"
     "|--out DIR|--start N|--end N|--every N|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--top-k N"
-    "|--min-score SCORE|--scores {all,visible}|--no-overlay|--dtype {float32,bfloat16}|--window N"
+    "|--min-score SCORE|--scores {all,visible}|--no-overlay|--embeddings|--dtype {float32,bfloat16}|--window N"
 )
 CONVERT_OPTIONS = (
     "--out DIR|--checkpoint FILE|--clip FILE|--tokenizer NAME|--activation {quick_gelu,gelu}|--text-heads N"

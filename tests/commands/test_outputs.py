@@ -116,6 +116,21 @@ def test_tracks_are_youtube_vis_results(tmp_path: Path) -> None:
         np.testing.assert_array_equal(decoded, masks[record["track_id"]])
 
 
+def test_embeddings_are_written_when_asked_for(tmp_path: Path) -> None:
+    result, source = make_result(1), make_source(tmp_path, "image", FrameSelection())
+    vectors = np.eye(4, dtype=np.float32)
+    result = dataclasses.replace(
+        result, tracks=[dataclasses.replace(t, embedding=vectors[t.track_id]) for t in result.tracks]
+    )
+    for wanted in (True, False):
+        (path,) = write_results(
+            tmp_path, result, source, FrameSelection(), overlay=False, show_progress=False, embeddings=wanted
+        )
+        records = json.loads(path.read_text())["results"]
+        expected = [vectors[track.track_id].tolist() if wanted else None for track in result.tracks]
+        assert [record.get("embedding") for record in records] == expected
+
+
 def test_facts_of_a_video(tmp_path: Path) -> None:
     source = make_source(tmp_path, "video", FrameSelection())
     (path,) = write_results(tmp_path, make_result(12), source, FrameSelection(), overlay=False, show_progress=False)
@@ -272,7 +287,7 @@ def test_old_results_stay_when_writing_fails(
         (out / file).write_text(f"old {file}")
     before = contents(out)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise failure
 
     with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ from tiny import SIZE, TOP_K, GoldenTokenizer, class_names, clip_frames, tiny_mo
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.association import AssociationConfig
 from clipvis_jax.inference.frame_store import FrameStore
-from clipvis_jax.inference.scores import ScoreConfig
+from clipvis_jax.inference.scores import ScoreConfig, unit_length
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.inference.tracker import FrameQueries, TrackerState
 from clipvis_jax.inference.video_state import VideoState
@@ -40,6 +40,12 @@ def test_live_tracks_are_the_final_ones_where_nothing_is_dropped():
     for ours, theirs in zip(live, final.tracks, strict=True):
         assert ours.score == pytest.approx(theirs.score)
         np.testing.assert_array_equal(ours.mask, theirs.mask(0))
+        np.testing.assert_array_equal(ours.embedding, theirs.embedding)
+    network = next(segmenter.run_network(segmenter.encode_classes(class_names()), frames))[0].visual_embed
+    image = segmenter.predict_image(frames[0], class_names(), top_k=TOP_K)
+    for track in final.tracks + image.tracks:
+        expected = unit_length(network)[track.track_id]
+        np.testing.assert_allclose(track.embedding, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_live_tracks_come_with_every_frame():
@@ -156,7 +162,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
         state = VideoState(
             names,
             classifier,
-            TrackerState.start(20, 100, AssociationConfig(), ScoreConfig()),
+            TrackerState.start(20, 100, 16, AssociationConfig(), ScoreConfig()),
             FrameStore(20, 100, tmp_path),
         )
         with state:

@@ -23,7 +23,7 @@ def frame(seed, num_queries=5):
 
 @pytest.fixture
 def state():
-    first, _ = update(TrackerState.start(5, NUM_CLASSES, AssociationConfig(), ScoreConfig()), frame(0))
+    first, _ = update(TrackerState.start(5, NUM_CLASSES, 4, AssociationConfig(), ScoreConfig()), frame(0))
     return first
 
 

@@ -32,5 +32,5 @@ def test_scores_take_what_a_relu_gives():
     """As the authors' code did, they take roots of products: 0 for an IoU of 0, and more than 1 is possible."""
     iou, probs, certain = np.array([0.0, 4.0]), np.array([[0.9], [0.81]]), np.array([[60.0, 0.0]] * 2)
     np.testing.assert_allclose(image_scores(probs, iou, certain, ScoreConfig()), [[0], [1.8]])
-    video = ScoreSums.zeros(2, 1, ScoreConfig()).add(probs, iou, certain).scores()
+    video = ScoreSums.zeros(2, 1, 3, ScoreConfig()).add(probs, iou, certain, np.ones((2, 3))).scores()
     np.testing.assert_allclose(video, [[0], [np.sqrt(1.8)]])
