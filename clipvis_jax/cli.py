@@ -3,6 +3,7 @@
 import importlib
 import logging
 import sys
+import traceback
 import warnings
 from _thread import interrupt_main
 from collections.abc import Sequence
@@ -10,9 +11,9 @@ from threading import Timer
 from typing import Any, NamedTuple
 
 from clipvis_jax.commands.interrupt import GOES_ON, STOPPED, remembering_ctrl_c, stopping_at_once
-from clipvis_jax.commands.printing import unfailing_printing
 from clipvis_jax.distributed import end_all
-from clipvis_jax.errors import InputError, first_line, printable
+from clipvis_jax.errors import InputError, first_line, without_controls
+from clipvis_jax.io.terminal import print_lines, safe_printing
 from clipvis_jax.version import __version__
 
 
@@ -57,14 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
     """
-    with unfailing_printing():
+    with safe_printing():
         return _run(sys.argv[1:] if argv is None else list(argv))
 
 
 def _run(arguments: Sequence[str]) -> int:
     """Run the command; see ``main``."""
     if arguments == ["--version"]:
-        print(f"clipvis {__version__}")
+        print_lines(f"clipvis {__version__}")
         return 0
     command = None
     with remembering_ctrl_c() as ctrl_c:
@@ -86,7 +87,7 @@ def _run(arguments: Sequence[str]) -> int:
             else:
                 end_all(first_line(error), 1)
                 raise
-            print(line, file=sys.stderr)
+            print_lines(line, file=sys.stderr)
             return code
     return 0
 
@@ -99,7 +100,7 @@ def parse_command(arguments: Sequence[str]) -> Any:
         SystemExit: The options cannot be parsed (code 2), or help was asked for (code 0).
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview(), file=sys.stdout if arguments else sys.stderr)
+        print_lines(*_overview().splitlines(), file=sys.stdout if arguments else sys.stderr)
         raise SystemExit(0 if arguments else 2)
     name, *options = arguments
     if name not in COMMANDS:
@@ -134,10 +135,15 @@ def _hush_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = _show_unraisable
+    sys.excepthook = _show_exception
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"clipvis: warning: {printable(str(message))}", file=sys.stderr)
+    print_lines(f"clipvis: warning: {message}", file=sys.stderr)
+
+
+def _show_exception(*error: Any) -> None:
+    sys.stderr.write(without_controls("".join(traceback.format_exception(*error))))
 
 
 def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -243,7 +243,7 @@ def _take_leave(text: str) -> None:
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()  # the text gets a line of its own
     with suppress(OSError, ValueError, RuntimeError):  # it is closed, or Ctrl-C came while something was printed
-        print(text.rstrip(), file=sys.stderr, flush=True)
+        print(text.rstrip(), file=sys.stderr, flush=True)  # noqa: T201 (a traceback has lines)
         sys.stdout.flush()
     for child in active_children():
         child.kill()

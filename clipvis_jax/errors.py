@@ -1,4 +1,14 @@
-"""What the user did wrong, said in one line."""
+"""What the user did wrong, said in one line; and texts that cannot forge lines or control a terminal."""
+
+import re
+
+_HIDDEN = (
+    r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    r"\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+)
+"""Control characters, line separators, half surrogates, and what is not seen but turns the writing or splits words. The
+joiners of emoji and of several scripts are not among them, nor wide or unbreakable spaces."""
+_CONTROL, _UNPRINTABLE = re.compile(f"[{_HIDDEN}]"), re.compile(f"[\t\n{_HIDDEN}]")
 
 
 class InputError(ValueError):
@@ -14,8 +24,17 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, with line breaks and control characters escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+    """Return a text on one line, with line breaks, control characters and changes of the writing direction escaped."""
+    return text if text.isprintable() else _UNPRINTABLE.sub(_escape, text)
+
+
+def without_controls(text: str) -> str:
+    """Return a text of several lines, with what `printable` escapes but line breaks and tabs escaped."""
+    return text if text.isprintable() else _CONTROL.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
 
 
 def show(value: object) -> str:

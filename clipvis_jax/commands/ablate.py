@@ -8,6 +8,7 @@ from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError, printable
+from clipvis_jax.io.terminal import print_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,5 +134,5 @@ class Ablate:
             write_text(self.out / name, text)
         for table in ("K", "T"):
             plot_table(self.out / f"{table}.svg", rows, table)
-        print(texts["ablation.md"])
-        print("wrote " + ", ".join(str(self.out / name) for name in (*texts, "K.svg", "T.svg")))
+        print_lines(*texts["ablation.md"].splitlines(), "")
+        print_lines("wrote " + ", ".join(str(self.out / name) for name in (*texts, "K.svg", "T.svg")))

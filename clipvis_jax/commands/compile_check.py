@@ -15,6 +15,7 @@ from clipvis_jax.compilation.check import CompileReport, check_compilation
 from clipvis_jax.config import Experiment, config_to_json
 from clipvis_jax.errors import InputError
 from clipvis_jax.io.files import write_text
+from clipvis_jax.io.terminal import print_lines
 from clipvis_jax.training.task import ClipVisExperiment
 
 USAGE = "usage: clipvis compile-check CONFIG --topology NAME [--json FILE] [OPTIONS]"
@@ -73,7 +74,7 @@ class CompileCheck:
         if not isinstance(self.experiment, ClipVisExperiment):
             raise InputError(f"{self.path}: is no training of the decoders; give one such as configs/lvis_r50.py")
         report = check_compilation(self.experiment, self.options.topology)
-        print(format_report(report))
+        print_lines(*format_report(report).splitlines())
         if self.options.json is not None:
             content = dataclasses.asdict(report) | {
                 "fits": report.memory.fits,

@@ -12,6 +12,7 @@ from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError, first_line
+from clipvis_jax.io.terminal import print_lines
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
 from clipvis_jax.models.query_decoder import IouActivation
 from clipvis_jax.text.tokenizer import load_tokenizer
@@ -115,15 +116,15 @@ class Convert:
             source=source | {"converter": f"clipvis_jax {__version__}", "seed": self.seed},
             overwrite=self.overwrite,
         )
-        print(describe(config))
+        print_lines(describe(config))
         if self.checkpoint is not None and stored is None and self.iou_head is None:
-            print(
+            print_lines(
                 "mask-IoU head: took it to end in a sigmoid; files of the authors from before 2024-06-05 score wrongly "
                 "so, convert those with --iou-head relu (docs/parity.md tells them apart)"
             )
         if self.checkpoint is None:
-            print(f"the decoders are not trained: random values from seed {self.seed}")
-        print(f"wrote {self.out}")
+            print_lines(f"the decoders are not trained: random values from seed {self.seed}")
+        print_lines(f"wrote {self.out}")
 
     def _stored_config(self, state_dict: Mapping[str, np.ndarray]) -> tuple[ClipVisConfig | None, RunDefaults]:
         """Read the configuration of an exported checkpoint, None without one; another CLIP has its own sizes.

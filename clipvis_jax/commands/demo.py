@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
+from clipvis_jax.io.terminal import print_lines, print_table
 
 if TYPE_CHECKING:
     from clipvis_jax.data.records import Dataset
@@ -83,8 +84,8 @@ class Demo:
             for given in (result, from_file)
         )
         print_tracks(dataset, ground_truth, outcomes)
-        print(f"from {clip.name}: {_summary(ground_truth, outcomes_from_file)}")
-        print("wrote " + ", ".join(str(path) for path in (*written, clip)))
+        print_lines(f"from {clip.name}: {_summary(ground_truth, outcomes_from_file)}")
+        print_lines("wrote " + ", ".join(str(path) for path in (*written, clip)))
 
 
 def _with_best_names(result: "VideoResult") -> "VideoResult":
@@ -103,9 +104,6 @@ def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Seq
         ground_truth: The objects, as read from ``dataset``.
         outcomes: What became of every track, see `track_outcomes`.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from clipvis_jax.data.shapes.classes import PARTITIONS
 
     seen = {"base": "masks, captions", "novel": "captions", "unseen": "neither"}
@@ -116,17 +114,7 @@ def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Seq
         category = categories[category_id]
         return category.name, seen_of[category.partition or 0]
 
-    table = Table(
-        title=f"Tracks that score at least {_MIN_SCORE}",
-        caption="Seen: what training showed of the object's class. IoU: intersection over union over all frames; "
-        f"from {_MIN_IOU} on a track follows the object, and of several the best-scoring one comes first; a track "
-        "that follows none strays: from object to object, or over the background.",
-        title_justify="left",
-        caption_justify="left",
-    )
-    for heading in ("named", "score", "object", "seen", "IoU", ""):
-        table.add_column(heading, justify="right" if heading in ("score", "IoU") else "left")
-    verdicts = []
+    rows, verdicts = [], []
     for outcome in outcomes:
         result, annotation = outcome.result, outcome.annotation
         if annotation is None:
@@ -137,15 +125,22 @@ def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Seq
             verdict = "correct" if result.category_id == annotation.category_id else "wrong"
         verdicts.append(verdict)
         true = ("-", "") if annotation is None else describe(annotation.category_id)
-        table.add_row(
-            categories[result.category_id].name, f"{result.score:.2f}", *true, f"{outcome.overlap:.2f}", verdict
-        )
+        named = categories[result.category_id].name
+        rows.append((named, f"{result.score:.2f}", *true, f"{outcome.overlap:.2f}", verdict))
     found = _found(outcomes)
     for annotation in ground_truth.annotations:
         if annotation.id not in found:
-            table.add_row("-", "", *describe(annotation.category_id), "", "missed")
-    Console().print(table)
-    print(
+            rows.append(("-", "", *describe(annotation.category_id), "", "missed"))
+    print_table(
+        f"Tracks that score at least {_MIN_SCORE}",
+        ["named", "score", "object", "seen", "IoU", ""],
+        rows,
+        left=["named", "object", "seen", ""],
+        caption="Seen: what training showed of the object's class. IoU: intersection over union over all frames; "
+        f"from {_MIN_IOU} on a track follows the object, and of several the best-scoring one comes first; a track "
+        "that follows none strays: from object to object, or over the background.",
+    )
+    print_lines(
         f"{_summary(ground_truth, outcomes)} out of {len(categories)}; surplus tracks: "
         f"{verdicts.count('second track')} second, {verdicts.count('strays')} astray"
     )

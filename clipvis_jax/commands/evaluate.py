@@ -10,7 +10,8 @@ from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.distributed import DistributedConfig
-from clipvis_jax.errors import InputError, printable
+from clipvis_jax.errors import InputError
+from clipvis_jax.io.terminal import print_lines, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -275,15 +276,15 @@ class Evaluate:
             written.append(archive)
             name = f"{server.name}, {server.url}" if server is not None else "a server"
             if count == len(dataset):
-                print(f"{archive}: ready for {name}")
+                print_lines(f"{archive}: ready for {name}")
             else:
-                print(f"{archive}: has {count} of {len(dataset)} videos; leave out --limit for {name}")
+                print_lines(f"{archive}: has {count} of {len(dataset)} videos; leave out --limit for {name}")
         if dataset.has_annotations:
             provenance |= {"results": {"count": len(results), "sha256": file_sha256(results_file)}}
             written += self._score_results(dataset, ground_truth, results, provenance)
         else:
-            print(printable(f"{dataset.name} has no public annotations, so there are no scores here"))
-        print("wrote " + ", ".join(str(path) for path in written))
+            print_lines(f"{dataset.name} has no public annotations, so there are no scores here")
+        print_lines("wrote " + ", ".join(str(path) for path in written))
 
     def _score_results(
         self, dataset: "Dataset", ground_truth: "GroundTruth", results: "list[Result]", provenance: dict[str, Any]
@@ -310,7 +311,7 @@ class Evaluate:
         media = dataset.info.media
         print_summary(summary, title=f"{dataset.name}, {len(ground_truth.videos)} of {len(dataset)} {media}")
         if note is not None:
-            print(printable(note))
+            print_lines(note)
         written = [metrics_file]
         if self.report:
             written.append(self.out / "report.html")
@@ -334,17 +335,15 @@ class Evaluate:
     def _burst_official(
         self, dataset: "Dataset", results: "list[Result]", video_ids: "Collection[int]"
     ) -> dict[str, dict[str, float]]:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
         from clipvis_jax.evaluation.burst_official import METRICS, evaluate_burst
 
         scores = evaluate_burst(self._burst_file(dataset), results, video_ids=video_ids, show_progress=True)
-        table = Table(title=Text(printable(f"{dataset.name}, BURST's own metrics")), title_justify="left")
-        for name in ("%", *METRICS):
-            table.add_column(name, justify="right")
-        for split, values in scores.items():
-            table.add_row(split, *("-" if values[name] < 0 else f"{100 * values[name]:.1f}" for name in METRICS))
-        Console().print(table)
+        print_table(
+            f"{dataset.name}, BURST's own metrics",
+            ["%", *METRICS],
+            [
+                [split, *("-" if values[name] < 0 else f"{100 * values[name]:.1f}" for name in METRICS)]
+                for split, values in scores.items()
+            ],
+        )
         return scores

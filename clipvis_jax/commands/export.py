@@ -11,6 +11,7 @@ from tyro.conf import arg
 from clipvis_jax.commands.convert import CONFIG_KEY
 from clipvis_jax.errors import InputError
 from clipvis_jax.io.files import atomic_path
+from clipvis_jax.io.terminal import print_lines
 from clipvis_jax.version import __version__
 from clipvis_jax.weights.convert import to_state_dict
 from clipvis_jax.weights.model_folder import FORMAT_VERSION, config_to_json, load_model
@@ -56,5 +57,5 @@ class Export:
             }
             metadata = {"written_by": f"clipvis_jax {__version__}", CONFIG_KEY: json.dumps(description)}
             write_state_dict(temporary, state_dict, metadata=metadata)
-        print(describe(model.config))
-        print(f"wrote {self.out} ({len(state_dict)} entries, {self.out.stat().st_size / 1e6:,.0f} MB)")
+        print_lines(describe(model.config))
+        print_lines(f"wrote {self.out} ({len(state_dict)} entries, {self.out.stat().st_size / 1e6:,.0f} MB)")

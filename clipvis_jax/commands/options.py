@@ -39,6 +39,9 @@ def parse_options(
             cause = cause.__context__
         if cause is not None:
             raise cause from None
+        if exit_.code and not all(map(str.isprintable, arguments)):
+            # The box would show them raw.
+            raise InputError(f"{' '.join(arguments)}: is no command line; '{prog} --help' lists the options") from None
         sys.stderr.write(shown.getvalue())
         raise
 

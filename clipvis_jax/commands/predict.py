@@ -10,6 +10,7 @@ from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError
+from clipvis_jax.io.terminal import print_lines
 
 if TYPE_CHECKING:
     from clipvis_jax.inference.segmenter import Background
@@ -132,7 +133,7 @@ class Predict:
                 embeddings=self.embeddings,
             )
         predict_outputs.print_summary(result, predict_outputs.frame_numbers(source, selection, result.num_frames))
-        print("wrote " + " and ".join(str(path) for path in written))
+        print_lines("wrote " + " and ".join(str(path) for path in written))
 
     def _read_background(self) -> "Background":
         """Return the background names that are asked for.

@@ -12,14 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from pycocotools import mask as coco_mask
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from tqdm import tqdm
 
-from clipvis_jax.errors import printable
 from clipvis_jax.inference.results import Track, VideoResult
 from clipvis_jax.io.files import atomic_path, prepare_output_dir
+from clipvis_jax.io.terminal import print_lines, print_table
 from clipvis_jax.media.video_reader import FrameSelection, FrameSource
 from clipvis_jax.media.video_writer import VideoWriter
 from clipvis_jax.media.visualize import draw_tracks, track_color
@@ -159,12 +156,11 @@ def write_overlay(
             writer.write(_draw(frame, tracks, index))
 
 
-def print_summary(result: VideoResult, numbers: Sequence[int], console: Console | None = None) -> None:
+def print_summary(result: VideoResult, numbers: Sequence[int]) -> None:
     """Print a table of the results: track, class, score, frames in which it is seen, mean size.
 
     A track that may be of several classes is listed under each. Frames are numbered by ``numbers``.
     """
-    console = console or Console()
     instances = len({track.track_id for track in result.tracks})
     title = ", ".join(
         f"{count} {noun}{'' if count == 1 else 's'}"
@@ -172,28 +168,20 @@ def print_summary(result: VideoResult, numbers: Sequence[int], console: Console 
     )
     if not result.tracks:
         none = f", fewer background names ({len(result.background)} now) may" if result.background else ""
-        console.print(f"{title}; a lower --min-score shows more{none}")
+        print_lines(f"{title}; a lower --min-score shows more{none}")
         return
     if result.background:
         title += f", {len(result.background)} background names"
-    table = Table(title=title, title_justify="left")
-    for heading in ("track", "class", "score", "frames", "first-last", "mean area"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+    rows = []
     for track in result.tracks:
         # One by one: pycocotools takes lists of no more than 255 masks.
         pixels = np.array([coco_mask.area(mask) for mask in track.segmentations])
         area = pixels / (result.height * result.width)
         present = np.flatnonzero(area)
         first_last = [str(numbers[index]) for index in (*present[:1], *present[-1:])]
-        table.add_row(
-            str(track.track_id),
-            Text(printable(track.class_name)),  # brackets are not markup
-            f"{track.score:.3f}",
-            str(len(present)),
-            "-".join(first_last) or "-",
-            f"{area[present].mean():.1%}" if len(present) else "-",
-        )
-    console.print(table)
+        seen = str(len(present)), "-".join(first_last) or "-", f"{area[present].mean():.1%}" if len(present) else "-"
+        rows.append((str(track.track_id), track.class_name, f"{track.score:.3f}", *seen))
+    print_table(title, ["track", "class", "score", "frames", "first-last", "mean area"], rows, left=["class"])
 
 
 def frame_numbers(source: FrameSource, selection: FrameSelection, length: int) -> list[int]:

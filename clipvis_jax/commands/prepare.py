@@ -10,7 +10,7 @@ from tyro.conf import arg
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.data.catalog import CATALOG, open_dataset
 from clipvis_jax.data.prepared import open_prepared, prepare
-from clipvis_jax.errors import printable
+from clipvis_jax.io.terminal import print_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,5 +61,5 @@ class Prepare:
         prepared = open_prepared(folder)
         if self.verify:
             prepared.verify(show_progress=True)
-        print(printable(f"{prepared.name}: {len(prepared)} {self.level}, {len(prepared.categories)} classes"))
-        print(f"wrote {folder}")
+        print_lines(f"{prepared.name}: {len(prepared)} {self.level}, {len(prepared.categories)} classes")
+        print_lines(f"wrote {folder}")

@@ -8,6 +8,7 @@ from tyro.conf import arg
 
 from clipvis_jax.data.shapes.splits import ShapesConfig
 from clipvis_jax.data.shapes.writing import write_ytvis
+from clipvis_jax.io.terminal import print_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,4 +48,4 @@ class Shapes:
         """
         config = ShapesConfig(split=self.split, seed=self.seed, size=self.size, frames=self.frames)
         written = write_ytvis(config, self.out, count=self.count, first=self.first, show_progress=True)
-        print(f"wrote {written}")
+        print_lines(f"wrote {written}")

@@ -17,6 +17,7 @@ from clipvis_jax.config import CONFIGS, Experiment, config_to_json, load_config
 from clipvis_jax.distributed import DistributedConfig, start_processes
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.loading import enable_compilation_cache
+from clipvis_jax.io.terminal import print_lines
 from clipvis_jax.loop.host_memory import keep_freed_memory
 from clipvis_jax.loop.loop import train
 from clipvis_jax.pretraining.task import ClipExperiment, ClipTask
@@ -104,11 +105,11 @@ class Train:
             source={"trained_by": f"clipvis_jax {__version__}", "device": device()},
         )
         if is_complete:
-            print(f"trained {task.num_steps} steps; wrote {options.workdir / 'model'}")
+            print_lines(f"trained {task.num_steps} steps; wrote {options.workdir / 'model'}")
         elif self.experiment.loop.stop_after is None:
-            print("stopped; the same command goes on from here")
+            print_lines("stopped; the same command goes on from here")
         else:
-            print("stopped; the same command with a later --loop.stop-after, or none, goes on from here")
+            print_lines("stopped; the same command with a later --loop.stop-after, or none, goes on from here")
 
 
 def open_task(experiment: Experiment, options: TrainOptions) -> ClipVisTask | ClipTask:
@@ -161,7 +162,7 @@ def parse_with_config(
             f"'{prog} CONFIG --help' lists the options, with every setting of the configuration among them."
         )
         text = f"{usage}\n\n{textwrap.fill(explanation, 120)}"
-        print(text, file=sys.stdout if is_help else sys.stderr)
+        print_lines(*text.splitlines(), file=sys.stdout if is_help else sys.stderr)
         raise SystemExit(0 if is_help else 2)
     path = Path(argv[0])
     experiment = load_config(path)

@@ -4,11 +4,6 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from clipvis_jax.errors import printable
 from clipvis_jax.evaluation.diagnostics import (
     evaluate_class_agnostic,
     evaluate_classification,
@@ -22,6 +17,7 @@ from clipvis_jax.evaluation.video_ap import (
     evaluate,
     percent,
 )
+from clipvis_jax.io.terminal import print_lines, print_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,24 +94,22 @@ def summary_to_json(summary: Summary, ground_truth: GroundTruth) -> dict[str, An
     }
 
 
-def print_summary(summary: Summary, *, title: str, console: Console | None = None) -> None:
+def print_summary(summary: Summary, *, title: str) -> None:
     """Print the scores as one table per protocol, in percent; a name in the title is nothing but text."""
-    console = console or Console()
     for metrics in summary.protocols:
         columns = {"all": metrics.stats, **metrics.groups}
         if metrics is summary.main:
             columns |= {"oracle names": summary.oracle_names.stats, "oracle masks": summary.oracle_masks.stats}
-        table = Table(title=Text(printable(f"{title}, {metrics.protocol}")), title_justify="left")
-        table.add_column("%")
-        for name in columns:
-            table.add_column(name, justify="right")
-        for name in metrics.stats:
-            table.add_row(name, *(percent(values[name]) for values in columns.values()))
-        console.print(table)
-    console.print(
+        print_table(
+            f"{title}, {metrics.protocol}",
+            ["%", *columns],
+            [[name, *(percent(values[name]) for values in columns.values())] for name in metrics.stats],
+            left=["%"],
+        )
+    print_lines(
         "oracle names: each track named as the object that it overlaps most; oracle masks: each with that object's "
         "masks, of the objects found"
     )
     agnostic = {"all": summary.class_agnostic.stats, **summary.class_agnostic.groups}
     listed = ", ".join(f"{name} {percent(values['AR100'])}" for name, values in agnostic.items())
-    console.print(f"class-agnostic: AP {percent(summary.class_agnostic.stats['AP'])}; AR100 {listed}")
+    print_lines(f"class-agnostic: AP {percent(summary.class_agnostic.stats['AP'])}; AR100 {listed}")

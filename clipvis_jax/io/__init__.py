@@ -1,1 +1,1 @@
-"""Files that are whole or absent, temporary files, locks, reading ahead."""
+"""Files that are whole or absent, temporary files, locks, JSON by a schema, printing, reading ahead."""

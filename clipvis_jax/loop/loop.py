@@ -18,6 +18,7 @@ from tqdm import tqdm
 from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.io.prefetch import prefetch
+from clipvis_jax.io.terminal import print_lines
 from clipvis_jax.loop.checkpoints import TrainingCheckpoints
 from clipvis_jax.loop.log import SCORE_PREFIX, TrainingLog
 from clipvis_jax.loop.run_folder import changed_settings, lock_folder, write_note
@@ -193,7 +194,7 @@ def train(
         state, first_step = begin.state, begin.step
         note = write_note(workdir, description or {}, begin.changed) if is_first else {}
         if show_progress and is_first:
-            print(begin.place)
+            print_lines(begin.place)
         last_step = task.num_steps if config.stop_after is None else min(task.num_steps, config.stop_after)
         is_stopped = False
         with (

@@ -29,8 +29,8 @@ import clipvis_jax
 from clipvis_jax.cli import COMMANDS, main
 from clipvis_jax.commands.options import name_option
 from clipvis_jax.commands.predict import Predict
-from clipvis_jax.commands.printing import unfailing_printing
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
+from clipvis_jax.io.terminal import safe_printing
 from clipvis_jax.media.video_reader import FrameSelection, open_frames
 from clipvis_jax.media.video_writer import VideoWriter
 from clipvis_jax.version import __version__
@@ -718,7 +718,7 @@ def test_printing_into_a_missing_or_closed_stream(stream, monkeypatch):
         stream.close()
     monkeypatch.setattr("sys.stdout", stream)
     monkeypatch.setattr("sys.stderr", stream)
-    with unfailing_printing():
+    with safe_printing():
         print("one", flush=True)
         print("two", file=sys.stderr, flush=True)
         assert stream is not None or sys.stderr.name == os.devnull  # nothing gathers in memory

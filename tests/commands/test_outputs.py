@@ -5,15 +5,16 @@ import errno
 import io
 import json
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import patch
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from rich.console import Console
 
 from clipvis_jax.commands import predict_outputs
 from clipvis_jax.commands.predict_outputs import output_folder, overlay_path, print_summary, write_results
@@ -74,8 +75,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def summary(result: VideoResult, numbers: Sequence[int] | None = None) -> str:
-    text = io.StringIO()
-    print_summary(result, numbers or range(result.num_frames), Console(file=text, width=100))
+    with redirect_stdout(io.StringIO()) as text, patch.dict("os.environ", COLUMNS="100"):
+        print_summary(result, numbers or range(result.num_frames))
     return text.getvalue()
 
 

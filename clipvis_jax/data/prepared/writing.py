@@ -30,7 +30,7 @@ from clipvis_jax.data.prepared.layout import (
     read_metadata,
 )
 from clipvis_jax.data.records import Dataset
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, printable
 from clipvis_jax.io.files import atomic_path, output_error
 from clipvis_jax.io.folder_lock import locked_folder
 from clipvis_jax.io.json_text import read_json
@@ -128,7 +128,8 @@ def _write_shards(
     _remove_leftovers(folder)
     bounds = _shard_bounds(builder.dataset.video_sizes(), fingerprint["shard_bytes"])
     shards = []
-    bar = tqdm(total=bounds[-1], desc=f"preparing {builder.dataset.name}", unit="video", disable=not show_progress)
+    title = printable(f"preparing {builder.dataset.name}")
+    bar = tqdm(total=bounds[-1], desc=title, unit="video", disable=not show_progress)
     with bar:
         for number, (start, stop) in enumerate(pairwise(bounds)):
             suffix = f"array_record-{number:05}-of-{len(bounds) - 1:05}"
