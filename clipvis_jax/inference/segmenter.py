@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import operator
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain, islice, pairwise
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+import psutil
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 from tqdm import tqdm
@@ -28,6 +30,7 @@ from clipvis_jax.masks.resize import MaskResizer
 from clipvis_jax.media.video_reader import FrameSource, open_frames
 from clipvis_jax.models import ops
 from clipvis_jax.models.clipvis import ClipVis, Variables
+from clipvis_jax.models.sizes import MAX_INPUT_SIDE
 from clipvis_jax.models.structs import FramePredictions
 from clipvis_jax.models.text_classifier import TextClassifier
 from clipvis_jax.text.background import LONG_VOCABULARY, everyday_names, unsaid_names
@@ -49,6 +52,8 @@ VIDEO_SIZE = 480
 """Shorter side of a video for the network, in pixels: the method's."""
 IMAGE_SIZE = 800
 """Shorter side of an image for the network, in pixels: the method's."""
+_BYTES_PER_PIXEL = 600
+"""Of the network's input, for a frame that is computed; RN50 at 480x864 takes 554, by the compiler's count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +79,8 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         if self.size is not None and not ops.STRIDE <= self.size <= self.max_size:
             raise InputError(f"size {self.size}: must be between {ops.STRIDE} and {self.max_size} pixels")
-        if self.max_size < ops.STRIDE:
-            raise InputError(f"max_size {self.max_size}: must be {ops.STRIDE} pixels or more")
+        if not ops.STRIDE <= self.max_size <= MAX_INPUT_SIDE:
+            raise InputError(f"max_size {self.max_size}: must be between {ops.STRIDE} and {MAX_INPUT_SIDE} pixels")
         if self.window is not None and self.window < 1:
             raise InputError(f"window {self.window}: must be 1 frame or more")
 
@@ -99,6 +104,28 @@ class InferenceConfig:
         valid = (max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5)))
         padded = (ops.pad_to_multiple(valid[0]), ops.pad_to_multiple(valid[1]))
         return MaskResizer((padded[0] // 4, padded[1] // 4), padded, valid, (height, width))
+
+
+def affordable_window(window: int, padded_size: tuple[int, ...]) -> int:
+    """Return how many frames at a time memory allows, at most ``window``; fewer are told by a warning.
+
+    Raises:
+        InputError: Not even one fits.
+    """
+    height, width = padded_size
+    needed, free = height * width * _BYTES_PER_PIXEL, psutil.virtual_memory().available
+    if jax.default_backend() != "cpu":
+        stats = jax.local_devices()[0].memory_stats() or {}
+        free = min(free, stats.get("bytes_limit", free) - stats.get("bytes_in_use", 0))
+    most = free // needed
+    if most < 1:
+        raise InputError(
+            f"frames of {width}x{height} pixels need some {needed / 2**30:.1f} GiB each in the network, and "
+            f"{free / 2**30:.1f} are free; give a smaller size"
+        )
+    if window > most:
+        warnings.warn(f"window {window}: memory allows {most} frames of {width}x{height} at a time", stacklevel=3)
+    return min(window, most)
 
 
 class Segmenter:
@@ -213,10 +240,17 @@ class Segmenter:
         Yields:
             For every frame, its predictions on the host and the sizes that its masks go through.
         """
-        size = self.config.window_size
-        with closing(prefetch(self._prepare_all(frames, is_image), 2 * size)) as ahead:
+        prepared = self._prepare_all(frames, is_image)
+        first = list(islice(prepared, 1))
+        if not first:
+            return
+        size = affordable_window(self.config.window_size, first[0][0].shape[:2])
+        with closing(prefetch(chain(first, prepared), 2 * size)) as ahead:
             windows = iter(lambda: list(islice(ahead, size)), [])
-            started = (self._start_window(classifier, window, size) for window in windows)
+            window = next(windows)
+            # Of a short video, not many times its frames; in powers of two, so that few sizes are compiled.
+            filled_size = min(size, 1 << (len(window) - 1).bit_length())
+            started = (self._start_window(classifier, window, filled_size) for window in chain([window], windows))
             # In pairs, so that the device works on a window while the one before is handed out.
             for (predictions, window), _ in pairwise(chain(started, [(None, [])])):
                 on_host = jax.device_get(predictions)

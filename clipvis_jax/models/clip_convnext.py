@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from clipvis_jax.models.clip_text import Activation
 from clipvis_jax.models.kernels.depthwise_convolution import depthwise_convolution
 from clipvis_jax.models.layers import LayerNorm, count_blocks
+from clipvis_jax.models.sizes import check_sizes
 from clipvis_jax.models.structs import ClipFeatures
 
 
@@ -33,6 +34,9 @@ class ConvNextConfig:
     embed_dim: int = 640
     projection: Literal["linear", "mlp"] = "linear"
     norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_sizes("backbone", self)
 
     @property
     def channels(self) -> tuple[int, int, int, int]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from clipvis_jax.models import ops
 from clipvis_jax.models.clip_text import Activation
 from clipvis_jax.models.layers import Conv, count_blocks
+from clipvis_jax.models.sizes import check_sizes
 from clipvis_jax.models.structs import ClipFeatures
 
 EXPANSION = 4
@@ -53,6 +54,9 @@ class ResNetConfig:
     embed_dim: int = 1024
     pool_grid: int = 7
     head_dim: int = 64
+
+    def __post_init__(self) -> None:
+        check_sizes("backbone", self)
 
     @property
     def channels(self) -> tuple[int, int, int, int]:

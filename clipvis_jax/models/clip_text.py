@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clipvis_jax.models.layers import LayerNorm, MultiHeadAttention
+from clipvis_jax.models.sizes import check_sizes
 
 Activation = Literal["quick_gelu", "gelu"]
 """``quick_gelu`` is ``x * sigmoid(1.702 x)``; ``gelu`` is the exact one."""
@@ -31,6 +32,9 @@ class TextConfig:
     vocab_size: int = 49408
     embed_dim: int = 1024
     activation: Activation = "quick_gelu"
+
+    def __post_init__(self) -> None:
+        check_sizes("text", self)
 
     @property
     def activation_function(self) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:

@@ -14,6 +14,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.models import ops
 from clipvis_jax.models.deformable_attention import DeformableAttention, LevelShapes
 from clipvis_jax.models.layers import NUM_GROUPS, Conv, GroupNorm32, LayerNorm, Mlp
+from clipvis_jax.models.sizes import check_sizes
 from clipvis_jax.models.structs import ClipFeatures, PixelFeatures
 
 NUM_LEVELS = 3
@@ -35,9 +36,7 @@ class PixelDecoderConfig:
     ffn_dim: int = 1024
 
     def __post_init__(self) -> None:
-        for name, size in dataclasses.asdict(self).items():
-            if size < 1:
-                raise InputError(f"pixel_decoder.{name} {size}: give at least 1")
+        check_sizes("pixel_decoder", self)
         if self.dim % NUM_GROUPS or self.dim % self.num_heads:
             raise InputError(
                 f"pixel_decoder.dim {self.dim}: give a multiple of {NUM_GROUPS} and of num_heads, {self.num_heads}"

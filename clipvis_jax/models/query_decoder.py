@@ -4,7 +4,7 @@ Source: Mask2Former (arXiv 2112.01527), section 3.2; objectness and mask-IoU hea
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from clipvis_jax.errors import InputError
 from clipvis_jax.models import ops
 from clipvis_jax.models.layers import LayerNorm, Mlp, MultiHeadAttention
+from clipvis_jax.models.sizes import check_sizes
 from clipvis_jax.models.structs import PixelFeatures, QueryPrediction
 
 IouActivation = Literal["sigmoid", "relu"]
@@ -38,15 +39,7 @@ class QueryDecoderConfig:
     iou_activation: IouActivation = "sigmoid"
 
     def __post_init__(self) -> None:
-        sizes = dataclasses.asdict(self)
-        activation = sizes.pop("iou_activation")
-        if activation not in get_args(IouActivation):
-            raise InputError(
-                f"query_decoder.iou_activation {activation}: give one of {', '.join(get_args(IouActivation))}"
-            )
-        for name, size in sizes.items():
-            if size < 1:
-                raise InputError(f"query_decoder.{name} {size}: give at least 1")
+        check_sizes("query_decoder", self)
         if self.dim % self.num_heads:
             raise InputError(f"query_decoder.dim {self.dim}: give a multiple of num_heads, {self.num_heads}")
 

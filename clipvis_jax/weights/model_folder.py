@@ -33,6 +33,7 @@ from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
 from clipvis_jax.models.ops import STRIDE
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
+from clipvis_jax.models.sizes import MAX_INPUT_SIDE
 from clipvis_jax.text.tokenizer import ClipTokenizer, load_tokenizer
 
 FORMAT_VERSION = 1
@@ -96,8 +97,9 @@ def run_defaults_from_json(data: dict[str, Any]) -> RunDefaults:
         TypeError, ValueError: They cannot be that.
     """
     size, max_size, names = data.get("size"), data.get("max_size", RunDefaults.max_size), data.get("background")
-    if size is not None and not (type(size) is type(max_size) is int and STRIDE <= size <= max_size):
-        raise ValueError(f"size {size} and max_size {max_size}: numbers of pixels expected, from {STRIDE} on")
+    numbers = {type(size), type(max_size)} == {int}
+    if size is not None and not (numbers and STRIDE <= size <= max_size <= MAX_INPUT_SIDE):
+        raise ValueError(f"size {size}, max_size {max_size}: give numbers of pixels from {STRIDE} to {MAX_INPUT_SIDE}")
     if names is None:
         return RunDefaults(size, max_size)
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
@@ -222,11 +224,14 @@ def load_model(folder: Path) -> ModelFolder:
     if version > FORMAT_VERSION:
         raise InputError(f"{config_file}: format_version {version} is newer than this program; update clipvis-jax")
     wait_for_all("model folder opened")  # orbax waits too, but not for any time
+    path = (folder / "variables").absolute()  # orbax takes no other
     try:
-        variables = ocp.load((folder / "variables").absolute())  # it takes no other path
+        # Before they are read: a small file may stand for an array of any size.
+        found = jax.tree.map(lambda leaf: leaf.shape, ocp.metadata(path).metadata)
+        variables = ocp.load(path) if found == shapes else None
     except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
         raise InputError(f"{folder / 'variables'}: damaged ({first_line(error)}); convert the model again") from error
-    if jax.tree.map(np.shape, variables) != shapes:
+    if variables is None or jax.tree.map(np.shape, variables) != shapes:
         raise InputError(f"{folder}: the variables do not fit config.json; convert the model again")
     # Orbax does not notice when a value has changed.
     if checksum(variables) != crc:

@@ -370,9 +370,9 @@ def test_decoders_do_not_fit_under_a_clip_of_other_sizes(config, clip, tmp_path,
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("pixel-decoder.num-heads", 0, "--pixel-decoder.num-heads 0: give at least 1"),
-        ("query-decoder.num-heads", 0, "--query-decoder.num-heads 0: give at least 1"),
-        ("query-decoder.num-queries", 0, "--query-decoder.num-queries 0: give at least 1"),
+        ("pixel-decoder.num-heads", 0, "--pixel-decoder.num-heads 0: give a whole number from 1 to 256"),
+        ("query-decoder.num-heads", 0, "--query-decoder.num-heads 0: give a whole number from 1 to 256"),
+        ("query-decoder.num-queries", 0, "--query-decoder.num-queries 0: give a whole number from 1 to 10000"),
         ("query-decoder.dim", 32, "--query-decoder.dim 32: give that of the pixel decoder, 64"),
         ("query-decoder.mask-dim", 32, "--query-decoder.mask-dim 32: give that of the pixel decoder, 64"),
         ("optimizer.learning-rate", -1, "--optimizer.learning-rate -1.0: give more than 0"),
