@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
-from clipvis_jax.ablation.prediction_cache import VideoReplay, collect_video, load_video, save_video
 from clipvis_jax.ablation.settings import Setting
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.inference.dataset_run import DatasetFrames, RunFolder, order_by_size
+from clipvis_jax.inference.raw_video import RawRecorder, VideoReplay, load_video, save_video
 from clipvis_jax.inference.segmenter import IMAGE_TOP_K, VIDEO_TOP_K, Segmenter
 from clipvis_jax.io.files import prepare_output_dir
 
@@ -38,8 +35,10 @@ def cache_dataset(
         for index in todo:
             frames = (image for _, image in DatasetFrames(dataset, index))
             is_image = dataset.info.is_images
-            predictions = segmenter.run_network(classifier, frames, is_image=is_image)
-            save_video(paths[index], collect_video(predictions, is_image=is_image))
+            recorder = RawRecorder(is_image=is_image)
+            for predictions, sizes in segmenter.run_network(classifier, frames, is_image=is_image):
+                recorder.add(predictions, sizes)
+            save_video(paths[index], recorder.video())
             bar.update(lengths[index])
     return paths
 
@@ -77,25 +76,15 @@ def replay_dataset(
     classifiers = {
         group: segmenter.encode_classes(names, templates=group, show_progress=show_progress) for group in templates
     }
-    name_probs = jax.jit(
-        lambda visual, classifier: jax.nn.softmax(
-            segmenter.model.name_embeddings(segmenter.clip_vars, visual, classifier), axis=-1
-        )
-    )
     for index, path in enumerate(tqdm(cache, "settings", unit="video", disable=not show_progress)):
         todo = [(setting, run) for setting, run in zip(settings, runs, strict=True) if not run.has(index)]
         if not todo:
             continue
-        video, video_id = load_video(path), dataset[index].id
+        (video, _), video_id = load_video(path), dataset[index].id
         for group in {setting.templates for setting, _ in todo}:
-            # Frame by frame, as the network does: one compilation for videos of all lengths.
-            probs = np.stack(
-                [np.asarray(name_probs(jnp.asarray(visual), classifiers[group])) for visual in video.visual_embed]
-            )
-            replay = VideoReplay(video, probs[:, :, : len(names)], is_image=is_image)
+            probs = segmenter.class_probs(video.visual_embed, classifiers[group], len(names))
+            replay = VideoReplay(video, probs)
             for setting, run in todo:
                 if setting.templates == group:
-                    records = replay.run(
-                        setting.association, setting.scores, top_k=top_k, video_id=video_id, category_ids=ids
-                    )
-                    run.write(index, records)
+                    result = replay.run(setting.association, setting.scores, names, top_k=top_k)
+                    run.write(index, result.to_ytvis(video_id, ids))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from clipvis_jax.inference.raw_video import save_video
 from clipvis_jax.inference.results import Track, VideoResult
 from clipvis_jax.io.files import atomic_path, prepare_output_dir
 from clipvis_jax.io.terminal import print_lines, print_table
@@ -61,8 +62,19 @@ def write_results(
     overlay: bool,
     show_progress: bool,
     embeddings: bool = False,
+    raw_facts: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Write tracks.json and the overlay, both or none.
+    """Write tracks.json, the overlay, and raw.npz of a result that kept it, all or none.
+
+    Args:
+        folder: Where to.
+        result: The tracks.
+        source: Where the frames are from.
+        selection: Which of them were used.
+        overlay: Whether to write the overlay.
+        show_progress: Show a progress bar.
+        embeddings: Whether tracks.json has the tracks' embeddings.
+        raw_facts: What raw.npz tells of the run, beside the video's facts.
 
     Returns:
         The paths written.
@@ -70,42 +82,40 @@ def write_results(
     Raises:
         InputError: A file cannot be written.
     """
-    tracks = folder / "tracks.json"
-    written = [tracks]
-    # The temporary file of the tracks gets its name last, after the overlay is in place.
-    with atomic_path(tracks) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
-            write_tracks(file, result, source, selection, embeddings=embeddings)
+    facts = video_facts(result, source, selection)
+    with writing_tracks(folder, result, facts, embeddings=embeddings) as written:
+        if result.raw is not None:
+            written.append(folder / "raw.npz")
+            save_video(written[-1], result.raw.video, (raw_facts or {}) | {"video": facts})
         if overlay:
             written.append(overlay_path(folder, source))
             write_overlay(written[-1], result, source, selection, show_progress=show_progress)
     return written
 
 
-def write_tracks(
-    file: TextIO, result: VideoResult, source: FrameSource, selection: FrameSelection, *, embeddings: bool = False
-) -> None:
+@contextmanager
+def writing_tracks(
+    folder: Path, result: VideoResult, video: dict[str, Any], *, embeddings: bool
+) -> Iterator[list[Path]]:
+    """Write tracks.json, which gets its name when the block, which writes what belongs to it, has ended well.
+
+    Yields:
+        The paths written, to which the block may add its own.
+    """
+    tracks = folder / "tracks.json"
+    with atomic_path(tracks) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            write_tracks(file, result, video, embeddings=embeddings)
+        yield [tracks]
+
+
+def write_tracks(file: TextIO, result: VideoResult, video: dict[str, Any], *, embeddings: bool = False) -> None:
     """Write the tracks as JSON.
 
     ``results`` is a list of YouTube-VIS results with ``category_name`` and ``track_id`` added; ``categories`` and
-    ``video`` say what their ids and frames are. Of a video file, ``video`` also holds ``frame_times_s`` (seconds since
-    its first frame), and ``skipped_frames`` (their numbers) if selected ones could not be decoded. ``background`` lists
-    the names that took part in the classification besides the categories, if any did. With ``embeddings``, every result
-    has the ``embedding`` of its track.
+    ``video`` say what their ids and frames are, see ``video_facts``. ``background`` lists the names that took part in
+    the classification besides the categories, if any did. With ``embeddings``, every result has its track's.
     """
-    video = {
-        "id": 1,
-        "name": source.name,
-        "height": result.height,
-        "width": result.width,
-        "length": result.num_frames,
-        "fps": source.fps,
-        "frame_numbers": frame_numbers(source, selection, result.num_frames),
-    }
-    if source.frame_times_s:
-        video["frame_times_s"] = list(source.frame_times_s.values())
-    if source.skipped_frames:
-        video["skipped_frames"] = list(source.skipped_frames)
     head = {
         "info": {"creator": f"clipvis_jax {__version__}", "format": "YouTube-VIS results"},
         "video": video,
@@ -125,6 +135,28 @@ def write_tracks(
             record["embedding"] = [round(number, 6) for number in track.embedding.tolist()]
         file.write((",\n" if position > 0 else "\n") + json.dumps(record))
     file.write("\n]}\n")
+
+
+def video_facts(result: VideoResult, source: FrameSource, selection: FrameSelection) -> dict[str, Any]:
+    """Tell of a video what tracks.json does; call it when its frames have been read.
+
+    Of a video file, it has ``frame_times_s`` (seconds since its first frame), and ``skipped_frames`` (their numbers) if
+    selected ones could not be decoded.
+    """
+    video = {
+        "id": 1,
+        "name": source.name,
+        "height": result.height,
+        "width": result.width,
+        "length": result.num_frames,
+        "fps": source.fps,
+        "frame_numbers": frame_numbers(source, selection, result.num_frames),
+    }
+    if source.frame_times_s:
+        video["frame_times_s"] = list(source.frame_times_s.values())
+    if source.skipped_frames:
+        video["skipped_frames"] = list(source.skipped_frames)
+    return video
 
 
 def write_overlay(
@@ -182,6 +214,12 @@ def print_summary(result: VideoResult, numbers: Sequence[int]) -> None:
         seen = str(len(present)), "-".join(first_last) or "-", f"{area[present].mean():.1%}" if len(present) else "-"
         rows.append((str(track.track_id), track.class_name, f"{track.score:.3f}", *seen))
     print_table(title, ["track", "class", "score", "frames", "first-last", "mean area"], rows, left=["class"])
+
+
+def print_written(paths: Sequence[Path]) -> None:
+    """Print the paths written; of raw predictions, which may be large, the size."""
+    named = [f"{path} ({path.stat().st_size / 1e6:.1f} MB)" if path.suffix == ".npz" else str(path) for path in paths]
+    print_lines("wrote " + " and ".join(named))
 
 
 def frame_numbers(source: FrameSource, selection: FrameSelection, length: int) -> list[int]:

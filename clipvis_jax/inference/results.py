@@ -1,13 +1,14 @@
 """What a segmenter gives back: tracks of a video, and the state of all tracks in one frame."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import eq
 from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from clipvis_jax.errors import InputError
 from clipvis_jax.masks.resize import Rle, decode_rle
 
 
@@ -63,11 +64,30 @@ class Track:
         return decode_rle(self.segmentations[frame])
 
 
+class Raw:
+    """What a result can be named anew from. Copies of the result share it, pickles go without.
+
+    Attributes:
+        video: What the network predicted, see ``inference.raw_video``.
+    """
+
+    def __init__(self, video: Any, rename: Callable[..., "VideoResult"]) -> None:
+        """Take the predictions, and ``Segmenter.rename`` of the model that made them."""
+        self.video, self.rename = video, rename
+
+    def __deepcopy__(self, _: object) -> "Raw":
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()
+
+
 @dataclasses.dataclass(frozen=True)
 class VideoResult:
     """All tracks of a video, best first.
 
     ``background`` are the names that took part in the classification besides ``class_names``; no track has one.
+    ``raw`` is there after ``predict(..., keep_raw=True)``, for ``rename``.
     """
 
     tracks: list[Track]
@@ -76,6 +96,17 @@ class VideoResult:
     width: int
     num_frames: int
     background: tuple[str, ...] = ()
+    raw: Raw | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def rename(self, classes: Sequence[str], **options: Any) -> "VideoResult":
+        """Give the result of other classes, without running the network; for options see ``Segmenter.rename``.
+
+        Raises:
+            InputError: A class name cannot be used, or nothing was kept for this.
+        """
+        if self.raw is None:
+            raise InputError("a result can be renamed only after predict with keep_raw=True")
+        return self.raw.rename(self.raw.video, classes, **options)
 
     def to_ytvis(self, video_id: int = 1, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Write the tracks as YouTube-VIS results.

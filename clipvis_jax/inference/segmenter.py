@@ -14,14 +14,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import psutil
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from tqdm import tqdm
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.association import AssociationConfig
 from clipvis_jax.inference.frame_store import FrameStore
-from clipvis_jax.inference.results import LiveTrack, VideoResult
+from clipvis_jax.inference.raw_video import RawRecorder, RawVideo, VideoReplay
+from clipvis_jax.inference.results import LiveTrack, Raw, VideoResult
 from clipvis_jax.inference.scores import ScoreConfig
 from clipvis_jax.inference.tracker import FrameQueries, TrackerState
 from clipvis_jax.inference.video_state import VideoState
@@ -162,6 +163,11 @@ class Segmenter:
         self._cache_dir = cache_dir
         self._predict_frames = jax.jit(model.predict_frames)
         self._encode_text = jax.jit(model.encode_text)
+        self._class_probs = jax.jit(
+            lambda clip_vars, visual, classifier: jax.nn.softmax(
+                model.name_embeddings(clip_vars, visual, classifier), axis=-1
+            )
+        )
         self._vocabulary: tuple[object, TextClassifier] | None = None
 
     # --- one video or image at once -----------------------------------------------------------------------------------
@@ -174,6 +180,7 @@ class Segmenter:
         background: Background = (),
         top_k: int | None = None,
         min_score: float = 0.0,
+        keep_raw: bool = False,
         show_progress: bool = False,
     ) -> VideoResult:
         """Segment, track and name every instance of a video file, folder of frames, or image.
@@ -186,6 +193,7 @@ class Segmenter:
                 take "auto".
             top_k: Number of (track, class) pairs; by default the method's 50, for an image its 100.
             min_score: Pairs with a lower score are left out, 0..1.
+            keep_raw: Keep what ``VideoResult.rename`` needs, some 1 MB of memory per frame for a full-size model.
             show_progress: Show progress bars.
 
         Raises:
@@ -196,7 +204,9 @@ class Segmenter:
         if source.kind == "image":
             _, image = next(iter(source))
             top_k = IMAGE_TOP_K if top_k is None else top_k
-            return self.predict_image(image, classes, background=background, top_k=top_k, min_score=min_score)
+            return self.predict_image(
+                image, classes, background=background, top_k=top_k, min_score=min_score, keep_raw=keep_raw
+            )
         return self.predict_video(
             (frame for _, frame in source),
             classes,
@@ -204,6 +214,7 @@ class Segmenter:
             top_k=VIDEO_TOP_K if top_k is None else top_k,
             min_score=min_score,
             num_frames=source.expected_frames,
+            keep_raw=keep_raw,
             show_progress=show_progress,
         )
 
@@ -216,19 +227,24 @@ class Segmenter:
         top_k: int = VIDEO_TOP_K,
         min_score: float = 0.0,
         num_frames: int | None = None,
+        keep_raw: bool = False,
         show_progress: bool = False,
     ) -> VideoResult:
         """Segment a video, given as RGB frames of one size; see ``predict``.
 
         ``frames`` is read in another thread, up to two windows ahead.
         """
+        recorder = RawRecorder() if keep_raw else None
         state = self.start(classes, background=background, show_progress=show_progress)
         with state:
             with tqdm(total=num_frames, desc="segmenting", unit="frame", disable=not show_progress) as bar:
                 for predictions, sizes in self.run_network(state.classifier, frames):
                     state, _ = state.advance(predictions, sizes)
+                    if recorder:
+                        recorder.add(predictions, sizes)
                     bar.update()
-            return state.final_result(top_k=top_k, min_score=min_score, show_progress=show_progress)
+            result = state.final_result(top_k=top_k, min_score=min_score, show_progress=show_progress)
+        return self._with_raw(result, recorder)
 
     def run_network(
         self, classifier: TextClassifier, frames: Iterable[UInt8[np.ndarray, "_ _ 3"]], *, is_image: bool = False
@@ -265,11 +281,61 @@ class Segmenter:
         background: Background = (),
         top_k: int = IMAGE_TOP_K,
         min_score: float = 0.0,
+        keep_raw: bool = False,
     ) -> VideoResult:
         """Segment one RGB image by the image model's scores; see ``predict``."""
+        recorder = RawRecorder(is_image=True) if keep_raw else None
         state = self.start(classes, background=background, keep_frames=False)
         state, tracked = self._advance(state, image, is_image=True)
-        return state.image_result(tracked, top_k=top_k, min_score=min_score)
+        if recorder:
+            recorder.add(tracked, state.known_sizes())
+        return self._with_raw(state.image_result(tracked, top_k=top_k, min_score=min_score), recorder)
+
+    # --- other names, without running the network ---------------------------------------------------------------------
+
+    def rename(
+        self,
+        raw: RawVideo,
+        classes: Sequence[str],
+        *,
+        background: Background = (),
+        scores: ScoreConfig | None = None,
+        top_k: int | None = None,
+        min_score: float = 0.0,
+        show_progress: bool = False,
+    ) -> VideoResult:
+        """Name a video or image by other classes, from what the network predicted of it; see ``predict``.
+
+        Args:
+            raw: The predictions, by this model.
+            classes: Class names; synonyms of one class are separated by commas.
+            background: See ``predict``.
+            scores: How scores follow from the frames; by default as ``config`` says.
+            top_k: See ``predict``.
+            min_score: See ``predict``.
+            show_progress: Show a progress bar while a large vocabulary is encoded.
+
+        Raises:
+            InputError: A class name cannot be used.
+        """
+        names, classifier, used = self._encode(classes, background, show_progress)
+        if top_k is None:
+            top_k = IMAGE_TOP_K if raw.is_image else VIDEO_TOP_K
+        replay = VideoReplay(raw, self.class_probs(raw.visual_embed, classifier, len(names)))
+        scores = scores or self.config.scores
+        result = replay.run(self.config.association, scores, names, background=used, top_k=top_k, min_score=min_score)
+        return dataclasses.replace(result, raw=Raw(raw, self.rename))
+
+    def class_probs(
+        self, visual: Float[np.ndarray, "t q e"], classifier: TextClassifier, num_classes: int
+    ) -> Float[np.ndarray, "t q c"]:
+        """Compare visual embeddings with a vocabulary: the probabilities of its first ``num_classes`` classes."""
+        # Frame by frame, as the network does: one compilation for videos of all lengths.
+        frames = [self._class_probs(self.clip_vars, frame, classifier) for frame in visual]
+        return np.stack([np.asarray(probs)[:, :num_classes] for probs in frames])
+
+    def _with_raw(self, result: VideoResult, recorder: RawRecorder | None) -> VideoResult:
+        return result if recorder is None else dataclasses.replace(result, raw=Raw(recorder.video(), self.rename))
 
     # --- frame by frame -----------------------------------------------------------------------------------------------
 
@@ -294,21 +360,37 @@ class Segmenter:
         Raises:
             InputError: A class name cannot be used.
         """
-        if isinstance(classes, str):
-            raise InputError(f"classes {classes!r}: a list of class names expected, not one text")
-        names, background = tuple(classes), self._background(classes, background)
-        key = names, background, self._text_digest()
-        if self._vocabulary is None or self._vocabulary[0] != key:
-            self._vocabulary = key, self.encode_classes(names, background=background, show_progress=show_progress)
+        names, classifier, used = self._encode(classes, background, show_progress)
         num_tracks = self.model.config.query_decoder.num_queries
         scores = self.config.scores
         if score_window is not None:
             scores = dataclasses.replace(scores, window=score_window)
-        embed_dim = self._vocabulary[1].embeddings.shape[1]
+        embed_dim = classifier.embeddings.shape[1]
         tracker = TrackerState.start(num_tracks, len(names), embed_dim, self.config.association, scores)
         store = FrameStore(num_tracks, len(names), self.config.temp_dir) if keep_frames else None
-        used = tuple(unsaid_names(background, check_vocabulary(names)))
-        return VideoState(names, self._vocabulary[1], tracker, store, background=used)
+        return VideoState(names, classifier, tracker, store, background=used)
+
+    def set_classes(self, state: VideoState, classes: Sequence[str], *, background: Background = ()) -> VideoState:
+        """Ask a stream for other classes from its next frame on; tracks keep their ids, scores start anew.
+
+        Args:
+            state: A state that keeps no frames; it stays as it is.
+            classes: Class names; synonyms of one class are separated by commas.
+            background: See ``predict``.
+
+        Raises:
+            InputError: A class name cannot be used.
+            RuntimeError: The state keeps its frames.
+        """
+        if state.store is not None:
+            raise RuntimeError(
+                "a state that keeps its frames keeps its classes; start with keep_frames=False, or rename the result "
+                "of predict with keep_raw=True"
+            )
+        renamed = self.start(classes, background=background, keep_frames=False)
+        old = state.tracker.sums
+        sums = dataclasses.replace(renamed.tracker.sums, config=old.config, num_frames=old.num_frames)
+        return dataclasses.replace(renamed, tracker=dataclasses.replace(state.tracker, sums=sums), sizes=state.sizes)
 
     def step(
         self,
@@ -358,11 +440,23 @@ class Segmenter:
             background=self._background(classes, background),
             tokenizer=self._tokenizer,
             encode_tokens=lambda tokens: self._encode_text(self.clip_vars, tokens),
-            weights_hash=self._text_digest(),
+            weights_hash=self.text_digest(),
             templates=templates,
             cache_dir=self._cache_dir,
             show_progress=show_progress,
         )
+
+    def _encode(
+        self, classes: Sequence[str], background: Background, show_progress: bool
+    ) -> tuple[tuple[str, ...], TextClassifier, tuple[str, ...]]:
+        """Encode a vocabulary, unless it was the last; returns its names, the classifier, the background names used."""
+        if isinstance(classes, str):
+            raise InputError(f"classes {classes!r}: a list of class names expected, not one text")
+        names, background = tuple(classes), self._background(classes, background)
+        key = names, background, self.text_digest()
+        if self._vocabulary is None or self._vocabulary[0] != key:
+            self._vocabulary = key, self.encode_classes(names, background=background, show_progress=show_progress)
+        return names, self._vocabulary[1], tuple(unsaid_names(background, check_vocabulary(names)))
 
     def _background(self, classes: Sequence[str], background: Background) -> tuple[str, ...]:
         """Return background names, of which those that compete with a class are not yet left out."""
@@ -376,7 +470,7 @@ class Segmenter:
             raise InputError(f'background {background!r}: give a list of names, or "auto"')
         return tuple(dict.fromkeys(part for name in background for part in parse_synonyms(name)))
 
-    def _text_digest(self) -> str:
+    def text_digest(self) -> str:
         """Digest all that decides on a text's embedding: the weights as they are now, activation, heads and type."""
         text = self.clip_vars["text"]
         leaves = jax.tree.leaves(text)

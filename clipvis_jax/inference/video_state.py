@@ -75,7 +75,7 @@ class VideoState:
         Scores are the final ones as if the video ended here, except that no frame is dropped from the masks' quality.
         A mask is empty where the method would drop it.
         """
-        resizer = self._known_sizes()
+        resizer = self.known_sizes()
         tracks, class_indices, scores = top_pairs(self.tracker.sums.scores(), top_k)
         pruned = pruned_frames(tracked.class_probs[tracks, class_indices], tracked.object_logits[tracks], scores)
         scores = scores * (self.tracker.mask_prob_sum / (self.tracker.mask_area + 1e-6))[tracks]
@@ -103,7 +103,7 @@ class VideoState:
             InputError: There was no frame.
             RuntimeError: The state is closed, or keeps no frames.
         """
-        resizer = self._known_sizes()
+        resizer = self.known_sizes()
         store = self.store
         if store is None or store.closed:
             raise RuntimeError("the state is closed or was started without keep_frames; there is no final result")
@@ -128,7 +128,7 @@ class VideoState:
 
     def image_result(self, tracked: FrameQueries, *, top_k: int, min_score: float) -> VideoResult:
         """Compute the image model's scores and masks of the only frame."""
-        resizer = self._known_sizes()
+        resizer = self.known_sizes()
         scores = image_scores(tracked.class_probs, tracked.iou, tracked.object_logits, self.tracker.sums.config)
         tracks, class_indices, scores = top_pairs(scores, top_k)
         quality = np.empty(len(tracks))
@@ -147,7 +147,12 @@ class VideoState:
         masks = [drawn[track] for track in tracks.tolist()]
         return self._result(tracks, class_indices[ranked], scores[ranked], masks, unit_length(tracked.visual_embed))
 
-    def _known_sizes(self) -> MaskResizer:
+    def known_sizes(self) -> MaskResizer:
+        """Return the sizes of all frames.
+
+        Raises:
+            InputError: There was no frame.
+        """
         if self.sizes is None:
             raise InputError("the video has no frame; nothing to segment")
         return self.sizes
@@ -160,7 +165,7 @@ class VideoState:
         masks: list[TrackMasks],
         embeddings: Float[np.ndarray, "q e"],
     ) -> VideoResult:
-        height, width = self._known_sizes().original_size
+        height, width = self.known_sizes().original_size
         columns = (tracks.tolist(), class_indices.tolist(), scores.tolist(), masks)
         named = [
             Track(track, index, self.class_names[index], score, segmentations, embeddings[track])

@@ -9,7 +9,6 @@ import pytest
 from small_videos import write_videos
 from tiny import tiny_model_folder
 
-from clipvis_jax.ablation.prediction_cache import collect_video, load_video
 from clipvis_jax.ablation.replay import cache_dataset, replay_dataset
 from clipvis_jax.ablation.settings import SINGLE_TEMPLATE, Setting, fingerprint, paper_settings
 from clipvis_jax.ablation.tables import Row, csv_table, markdown_tables, plot_table
@@ -19,6 +18,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.inference.association import AssociationConfig
 from clipvis_jax.inference.dataset_run import DatasetFrames, RunFolder
 from clipvis_jax.inference.loading import load
+from clipvis_jax.inference.raw_video import RawRecorder, load_video
 from clipvis_jax.inference.scores import ScoreConfig
 from clipvis_jax.inference.segmenter import InferenceConfig
 
@@ -123,7 +123,7 @@ def test_tables():
 
 def test_a_video_without_frames_is_bad_input():
     with pytest.raises(InputError, match="no frame"):
-        collect_video([])
+        RawRecorder().video()
 
 
 def test_plot(tmp_path):

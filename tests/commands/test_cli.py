@@ -29,6 +29,7 @@ import clipvis_jax
 from clipvis_jax.cli import COMMANDS, main
 from clipvis_jax.commands.options import name_option
 from clipvis_jax.commands.predict import Predict
+from clipvis_jax.inference.raw_video import load_video, save_video
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.io.terminal import safe_printing
 from clipvis_jax.media.video_reader import FrameSelection, open_frames
@@ -207,9 +208,9 @@ def test_a_file_is_no_field_whatever_its_name() -> None:
 
 
 PREDICT_OPTIONS = (
-    "--model DIR|--classes NAME [NAME ...]|--classes-file FILE|--background auto|none|FILE.txt|NAME [NAME ...]"
-    "|--out DIR|--start N|--end N|--every N|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--top-k N"
-    "|--min-score SCORE|--scores {all,visible}|--no-overlay|--embeddings|--dtype {float32,bfloat16}|--window N"
+    "--classes NAME [NAME ...]|--classes-file FILE|--background auto|none|FILE.txt|NAME [NAME ...]|--out DIR"
+    "|--top-k N|--min-score SCORE|--scores {all,visible}|--no-overlay|--embeddings|--model DIR|--start N|--end N"
+    "|--every N|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--save-raw|--dtype {float32,bfloat16}|--window N"
 )
 CONVERT_OPTIONS = (
     "--out DIR|--checkpoint FILE|--clip FILE|--tokenizer NAME|--activation {quick_gelu,gelu}|--text-heads N"
@@ -510,6 +511,52 @@ def test_background_is_noted_and_off_for_the_methods_results(
         assert {record["category_id"] for record in content["results"]} <= {1}
         assert content["results"]
         assert ("background names" in out) == (expected is not None)
+
+
+@pytest.mark.usefixtures("quick")
+def test_renamed_results_are_those_of_a_new_run(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", home / "model", "--size", "64", "--end", "4"]
+    naming = ["--classes", "god", "cat", "--background", "tac", "--min-score", "0.01", "--scores", "visible"]
+    video = write_video(tmp_path / "clip.mp4", golden("tiny_inputs")["frames_u8"])
+    code, out, _ = run(
+        capsys, "predict", video, *model, "--classes", "dog", "--save-raw", "--no-overlay", "--out", tmp_path / "first"
+    )
+    assert code == 0
+    assert re.search(r"raw\.npz \(\d\.\d MB\)$", out.strip())
+    for arguments, folder in (
+        (["rename", tmp_path / "first"], "renamed"),
+        (["predict", video, *model], "new"),
+    ):
+        code, _, err = run(capsys, *arguments, *naming, "--embeddings", "--out", tmp_path / folder)
+        assert code == 0, err
+    renamed, new = (json.loads((tmp_path / folder / "tracks.json").read_text()) for folder in ("renamed", "new"))
+    assert {key: renamed[key] for key in renamed if key != "results"} == {k: new[k] for k in new if k != "results"}
+    assert renamed["background"] == ["tac"]
+
+    def key(record: dict) -> tuple:
+        return record["track_id"], record["category_id"]
+
+    for ours, theirs in zip(sorted(renamed["results"], key=key), sorted(new["results"], key=key), strict=True):
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-6)
+        assert ours["segmentations"] == theirs["segmentations"]
+        np.testing.assert_allclose(ours["embedding"], theirs["embedding"], atol=2e-6)
+    assert (tmp_path / "renamed" / "overlay.mp4").stat().st_size > 0
+
+    video.unlink()
+    raw, facts = load_video(tmp_path / "first" / "raw.npz")
+    save_video(tmp_path / "other.npz", raw, facts | {"text_digest": "?"})
+    save_video(tmp_path / "bare.npz", raw)
+    before = sorted(tmp_path.rglob("*"))
+    for options, expected in [
+        ([tmp_path / "first", *naming], "clip.mp4: is not there any more, so nothing can be drawn on it; use --no-ov"),
+        ([tmp_path / "new" / "tracks.json", *naming], "tracks.json: damaged ("),
+        ([tmp_path / "new", *naming], "raw.npz: damaged ("),
+        ([tmp_path / "bare.npz", *naming], "bare.npz: was not written by 'clipvis predict --save-raw'"),
+        ([tmp_path / "other.npz", *naming, "--no-overlay"], "other.npz: was predicted by another model; give that"),
+        ([tmp_path / "first", "--no-overlay"], "no class given"),
+    ]:
+        assert expected in error_of(capsys, "rename", *options, "--out", tmp_path / "none")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,6 +1,9 @@
 """Offline and streaming use, windows, compilations, switches, memory and errors, on the tiny models."""
 
+import copy
 import gc
+import operator
+import pickle
 import tracemalloc
 
 import jax
@@ -192,6 +195,58 @@ def test_a_stream_without_end_keeps_nothing(tmp_path, monkeypatch):
     assert state.num_frames == 2
     with pytest.raises(RuntimeError, match="keep_frames"):
         segmenter.finish(state)
+
+
+def other_names():
+    """Return another vocabulary: the tokenizer gives the same tokens, which are other classes' synonyms."""
+    return class_names()[::-1]
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_other_names_give_what_a_new_run_gives(kind, monkeypatch):
+    segmenter = tiny_segmenter("rn", window=1)
+
+    def predict(names, **options):
+        if kind == "image":
+            return segmenter.predict_image(clip_frames()[0], names, **options)
+        return segmenter.predict_video(clip_frames()[:4], names, **options)
+
+    expected = predict(other_names(), top_k=TOP_K, min_score=0.1)
+    first = predict(class_names(), keep_raw=True)
+    with monkeypatch.context() as context:
+        context.setattr(segmenter, "_predict_frames", None)  # the network does not run
+        found = copy.copy(first).rename(other_names(), top_k=TOP_K, min_score=0.1)
+        again = found.rename(class_names())
+    assert found != first
+    for ours, theirs in ((found, expected), (again, first)):
+        key = operator.attrgetter("track_id", "class_index")
+        for track, other in zip(sorted(ours.tracks, key=key), sorted(theirs.tracks, key=key), strict=True):
+            assert (key(track), track.class_name) == (key(other), other.class_name)
+            assert track.score == pytest.approx(other.score, abs=1e-6)
+            assert track.segmentations == other.segmentations
+            np.testing.assert_allclose(track.embedding, other.embedding, atol=1e-6)
+    assert copy.deepcopy(first).raw is first.raw
+    assert pickle.loads(pickle.dumps(first)).raw is None
+    with pytest.raises(InputError, match="only after predict with keep_raw=True"):
+        expected.rename(class_names())
+
+
+def test_a_stream_can_be_asked_for_other_classes():
+    segmenter = tiny_segmenter("rn", window=1)
+    frames = clip_frames()
+    state, _ = segmenter.step(segmenter.start(class_names(), keep_frames=False), frames[0])
+    renamed = segmenter.set_classes(state, other_names())
+    renamed, live = segmenter.step(renamed, frames[1], top_k=200)
+    _, unchanged = segmenter.step(state, frames[1], top_k=200)
+    assert renamed.num_frames == 2
+    masks = {track.track_id: track.mask for track in unchanged if track.mask.any()}
+    shown = [track for track in live if track.mask.any() and track.track_id in masks]
+    assert len(shown) > 10
+    for track in shown:
+        np.testing.assert_array_equal(track.mask, masks[track.track_id])
+        assert track.class_name == other_names()[track.class_index]
+    with segmenter.start(class_names()) as kept, pytest.raises(RuntimeError, match="keeps its classes"):
+        segmenter.set_classes(kept, other_names())
 
 
 def test_a_step_leaves_the_state_as_it_was():

@@ -1,0 +1,113 @@
+"""The options of commands that name what is found, and what they mean."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+from clipvis_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from clipvis_jax.inference.segmenter import Background
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NamingOptions:
+    """What to look for, and what is written of it."""
+
+    classes: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")] = ()
+    """Class names; synonyms of one class are separated by commas: "dog, puppy"."""
+    classes_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Text file with one class per line, synonyms separated by commas; instead of --classes."""
+    background: Annotated[
+        tuple[str, ...],
+        arg(
+            metavar="auto|none|FILE.txt|NAME [NAME ...]",
+            help_behavior_hint="(default: auto, or none with --min-score 0)",
+        ),
+    ] = ()
+    """What else the video may show: names that take part in the classification and are left out of the results. Without
+    any, all that is found gets one of the class names. auto: the model's own list, or some 300 everyday things, for
+    fewer than 50 classes. FILE: a .txt file with one name per line."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_out")
+    """Folder for the results; made if it does not exist. Results of an earlier run are replaced."""
+    top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 100 for an image)")] = None
+    """Number of (track, class) pairs."""
+    min_score: Annotated[float, arg(metavar="SCORE")] = 0.2
+    """Leave out pairs with a lower score, 0 to 1; 0 gives exactly the method's results, unless other options
+    change them."""
+    scores: Literal["all", "visible"] = "all"
+    """Frames that a track's score is averaged over: all of them, as the method does, so that it sinks with every frame
+    that does not show the object, or those in which the track is visible. Of an image there is only one."""
+    overlay: Annotated[bool, arg(help_behavior_hint="")] = True
+    """Do not write the overlay."""
+    embeddings: bool = False
+    """Write the CLIP embedding of every track into tracks.json, for searching and grouping."""
+
+    def check(self) -> None:
+        """Make sure that the numbers can be used.
+
+        Raises:
+            InputError: One is out of range.
+        """
+        if not 0 <= self.min_score <= 1:
+            raise InputError(f"--min-score {self.min_score}: must be between 0 and 1")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"--top-k {self.top_k}: must be 1 or more")
+
+    def read_classes(self) -> list[str]:
+        """Return the class names; see ``read_classes``."""
+        return read_classes(self.classes, self.classes_file)
+
+    def read_background(self) -> "Background":
+        """Return the background names that are asked for.
+
+        Raises:
+            InputError: The file cannot be read, or a name cannot be used.
+        """
+        given = self.background or ("none" if self.min_score == 0 else "auto",)
+        if given in {("auto",), ("none",)}:
+            return "auto" if given == ("auto",) else ()
+        if len(given) == 1 and given[0].endswith(".txt"):
+            return read_classes((), Path(given[0]), option="--background")
+        return read_classes(given, None, option="--background")
+
+
+def read_classes(classes: Sequence[str], classes_file: Path | None, *, option: str = "--classes") -> list[str]:
+    """Return the class names of the command line, or of a file with one class per line; ``option`` is who asks.
+
+    Raises:
+        InputError: There is none, both are given, the file cannot be read, or a name cannot be used.
+    """
+    from clipvis_jax.text.vocabulary import check_vocabulary
+
+    if classes_file is None:
+        if not classes:
+            raise InputError("no class given; name them with --classes or --classes-file")
+        if any("\udc80" <= character <= "\udcff" for name in classes for character in name):
+            # Python's stand-ins for bytes of an argument that it could not decode.
+            raise InputError(f"{option}: a name is not UTF-8 text; use a UTF-8 terminal, or a file of names")
+        try:
+            check_vocabulary(classes)
+        except InputError as error:
+            raise InputError(f"{option}: {error}" if option != "--classes" else str(error)) from error
+        return list(classes)
+    if classes:
+        raise InputError("--classes and --classes-file exclude each other; give one of them")
+    try:
+        lines = classes_file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(
+            f"{classes_file}: cannot be read ({reason}); give a text file with one class per line"
+        ) from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise InputError(f"{classes_file}: holds no class; write one class per line")
+    try:
+        check_vocabulary(names)
+    except InputError as error:
+        raise InputError(f"{classes_file}: {error}") from error
+    return names
