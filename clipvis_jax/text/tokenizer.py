@@ -34,6 +34,8 @@ CONTEXT_LENGTH = 77
 
 _NUM_MERGES = 49152 - 256 - 2
 _KNOWN_WORDS = "known_words"  # in tokenizer_config.json
+_MAX_BYTES = 2**25
+"""Of a file; CLIP's own have 1 to 4 MB."""
 _TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
 
 # CLIP's own pattern ignores case. In lower-case text that is seen twice: the long s (U+017F) counts as an s,
@@ -196,7 +198,10 @@ def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     """Read the merges that make up CLIP's vocabulary; the file holds more than these."""
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+        with gzip.open(path) as file:
+            text = file.read(_MAX_BYTES + 1)
+        _check_size(len(text), path)
+        lines = text.decode("utf-8").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a gzip-compressed CLIP merges file ({error})") from error
     pairs = [tuple(line.split()) for line in lines[1 : _NUM_MERGES + 1]]  # the first line is a comment
@@ -205,6 +210,12 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     if num_entries != _NUM_MERGES:
         raise InputError(f"{path}: not a CLIP merges file: {num_entries} merges, {_NUM_MERGES} expected")
     return merges
+
+
+def _check_size(size: int, path: Path) -> None:
+    """Refuse what would be read for minutes, into gigabytes, before it turns out to be no tokenizer."""
+    if size > _MAX_BYTES:
+        raise InputError(f"{path}: holds more than {_MAX_BYTES >> 20} MiB, so it is no CLIP tokenizer's")
 
 
 def _from_merges(merges: Sequence[tuple[str, str]], context_length: int, name: str) -> ClipTokenizer:
@@ -234,6 +245,9 @@ def _load_folder(folder: Path, context_length: int | None, name: str) -> ClipTok
         (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     ):
         raise InputError(f"{name}: no tokenizer here (tokenizer.json, or vocab.json and merges.txt, expected)")
+
+    for path in folder.iterdir():
+        _check_size(path.stat().st_size if path.is_file() else 0, path)
 
     from transformers import CLIPTokenizer  # noqa: PLC0415 (slow to import)
 

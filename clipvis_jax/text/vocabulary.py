@@ -51,14 +51,20 @@ LENGTH_MULTIPLE = 4
 
 _CACHE_VERSION = 1  # to be raised when the same names would get other embeddings
 _FEW_BATCHES = 4
+_LONGEST_NAME = 10_000
 _NAMES_IN_WARNING = 5
 
 
 def parse_synonyms(name: str) -> tuple[str, ...]:
     """Split a class name at its commas: "dog, puppy" names one class in two ways.
 
-    Raises ``InputError`` if there is nothing before, between or after the commas.
+    Raises ``InputError`` if there is nothing before, between or after the commas, or if the name is too long.
     """
+    if len(name) > _LONGEST_NAME:
+        raise InputError(
+            f"class {name[:40]!r}...: has {len(name)} characters; give at most {_LONGEST_NAME}, synonyms included (of "
+            "each, CLIP reads some 70 tokens)"
+        )
     synonyms = tuple(part.strip() for part in name.split(","))
     if not all(map(clean_text, synonyms)):
         raise InputError(f"class {name!r}: a name or synonym is empty")

@@ -109,12 +109,14 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    if _is_torchscript(path):
+    members = _archive_members(path)
+    if any("/code/" in member.filename for member in members):
         raise InputError(
             f"{path}: is a TorchScript archive, as OpenAI published its models, and holds code; take the same model as "
             "safetensors: open_clip_model.safetensors of timm/resnet50_clip.openai (or resnet101_clip.openai, ...) on "
             "the Hugging Face hub"
         )
+    _check_unpacked(path, sum(member.file_size for member in members))
     try:
         import torch  # noqa: PLC0415  (an optional extra)
     except ImportError as error:
@@ -135,15 +137,28 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
                 "take the model as safetensors, or save its state dict alone where you trust it"
             ) from error
         raise InputError(f"{path}: not a whole PyTorch checkpoint; download it again") from error
-    return {key: _to_numpy(tensor) for key, tensor in _find_state_dict(path, checkpoint).items()}
+    state_dict = _find_state_dict(path, checkpoint)
+    # Views that repeat an element are small until they are copied.
+    _check_unpacked(path, sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values()))
+    return {key: _to_numpy(tensor) for key, tensor in state_dict.items()}
 
 
-def _is_torchscript(path: Path) -> bool:
+def _archive_members(path: Path) -> list[zipfile.ZipInfo]:
+    """List what a zip archive holds; nothing if the file is none, as old pickles are not."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
+            return archive.infolist()
     except (zipfile.BadZipFile, OSError):
-        return False
+        return []
+
+
+def _check_unpacked(path: Path, num_bytes: int) -> None:
+    """Refuse a small file that unpacks to gigabytes: PyTorch writes tensors as they are."""
+    size = path.stat().st_size
+    if num_bytes > 2 * size + 2**24:
+        raise InputError(
+            f"{path}: has {size} bytes, but would unpack to {num_bytes}; no checkpoint of PyTorch's own is like that"
+        )
 
 
 def _find_state_dict(path: Path, checkpoint: Any) -> "dict[str, torch.Tensor]":

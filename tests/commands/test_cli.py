@@ -288,6 +288,7 @@ def test_options_out_of_range(
         (["--classes"], "no class given"),
         (["--classes", "dog", "cat", "dog"], "class 'dog' is given twice: as number 1 and 3"),
         (["--classes", "dog, puppy", "dog,puppy"], "class 'dog,puppy' is given twice"),
+        (["--classes", "dog", "x" * 20_000], "class '" + "x" * 40 + "'...: has 20000 characters; give at most"),
         (["--classes", "dog", ""], "class '': a name or synonym is empty"),
         (["--classes", "dog,, puppy"], "class 'dog,, puppy': a name or synonym is empty"),
         (["--classes", "caf\udce9"], "--classes: a name is not UTF-8 text"),

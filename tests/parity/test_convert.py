@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -230,6 +231,12 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
+def zip_bomb(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**8))
+    return path
+
+
 def folder(path: Path) -> Path:
     path.mkdir()
     return path
@@ -252,6 +259,8 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "epoch.pth": (lambda p: write(p, {"epoch": 3}), "the entry 'epoch' is not a named tensor"),
     "number.pth": (lambda p: write(p, {1: torch.ones(1)}), "the entry 1 is not a named tensor"),
     "module.pth": (lambda p: write(p, torch.nn.Linear(2, 2)), "(torch.nn.modules.linear.Linear)"),
+    "bomb.pth": (zip_bomb, "but would unpack to 100000000"),
+    "repeated.pth": (lambda p: write(p, {"x": torch.zeros(1).expand(10**10)}), "but would unpack to 40000000000"),
     "nothing.safetensors": (lambda p: write(p, {}), "holds no decoders"),
 }
 

@@ -209,6 +209,8 @@ def test_end_token_must_be_the_largest_id(tmp_path: Path) -> None:
         ("words.txt.gz", gzip.compress(b"three words here\n" * 60_000)),
         ("same.txt.gz", gzip.compress(b"a b\n" * 60_000)),
         ("unknown.txt.gz", gzip.compress("".join(f"word {i}\n" for i in range(60_000)).encode())),
+        ("bomb.txt.gz", gzip.compress(b"a b\n" * 2**24)),
+        ("large", {"tokenizer.json": " " * (2**25 + 1)}),
         ("empty", {}),
         ("half", {"vocab.json": "{}"}),
         ("no_json", {"tokenizer.json": "{"}),
