@@ -1,17 +1,24 @@
 """What the end of a video needs of its past frames, kept on disk so that memory stays flat."""
 
 import os
+import shutil
 import tempfile
+import warnings
 import weakref
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from clipvis_jax.errors import InputError
 from clipvis_jax.inference.scores import FrameScores
 from clipvis_jax.inference.tracker import FrameQueries
 from clipvis_jax.io.files import output_error
 from clipvis_jax.masks.resize import pack_mask_logits, unpack_mask_logits
+
+_MEASURED_FRAMES = 16
+"""After so many, the space that a whole video will take is estimated."""
+_MUCH_GIB = 5
 
 
 class FrameStore:
@@ -31,6 +38,7 @@ class FrameStore:
         self._directory = directory or Path(tempfile.gettempdir())
         self._starts: list[int] = []
         self._mask_size = (0, 0)
+        self._num_expected = 0
         try:
             # Unbuffered: what could not be written must not be tried again when the file is closed.
             self._file = tempfile.TemporaryFile(dir=self._directory, prefix="clipvis-", buffering=0)  # noqa: SIM115
@@ -42,6 +50,10 @@ class FrameStore:
     def closed(self) -> bool:
         """Whether the file is gone."""
         return self._file.closed
+
+    def expect(self, num_frames: int | None) -> None:
+        """Tell how many frames there will be, so that a lack of space shows after some of them; None: unknown."""
+        self._num_expected = num_frames or 0
 
     def check_next(self, number: int) -> None:
         """Make sure that the next frame has this number, counted from 0.
@@ -83,6 +95,20 @@ class FrameStore:
         except OSError as error:
             raise output_error(self._directory, error) from error
         self._starts.append(start)
+        if len(self._starts) == _MEASURED_FRAMES < self._num_expected:
+            self._check_space(self._file.tell() / _MEASURED_FRAMES)
+
+    def _check_space(self, bytes_per_frame: float) -> None:
+        needed = (self._num_expected - len(self._starts)) * bytes_per_frame / 2**30
+        free = shutil.disk_usage(self._directory).free / 2**30
+        where = f"{self._directory}: temporary files of {self._num_expected} frames"
+        if needed > free:
+            raise InputError(
+                f"{where} will take some {needed:.1f} GiB, and {free:.1f} are free; free some space, or take fewer "
+                "frames or classes"
+            )
+        if needed > _MUCH_GIB:
+            warnings.warn(f"{where} will take some {needed:.0f} GiB; {free:.0f} are free", stacklevel=2)
 
     def scores(self, frame: int) -> FrameScores:
         """Read what final scores need of a frame."""

@@ -236,6 +236,8 @@ class Segmenter:
         """
         recorder = RawRecorder() if keep_raw else None
         state = self.start(classes, background=background, show_progress=show_progress)
+        if state.store is not None:
+            state.store.expect(num_frames)
         with state:
             with tqdm(total=num_frames, desc="segmenting", unit="frame", disable=not show_progress) as bar:
                 for predictions, sizes in self.run_network(state.classifier, frames):

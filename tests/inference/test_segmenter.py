@@ -4,7 +4,9 @@ import copy
 import gc
 import operator
 import pickle
+import shutil
 import tracemalloc
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -281,6 +283,30 @@ def test_a_full_disk_is_one_line(tmp_path):
     store._file = open("/dev/full", "r+b", buffering=0)  # noqa: PTH123, SIM115
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); free some space"):
         store.append(0, made_up_predictions(np.random.default_rng(0)))
+    store.close()
+
+
+@pytest.mark.parametrize(("expected", "free_gib"), [(16, 0), (None, 0), (10**5, 100)])
+def test_a_video_that_fits_on_disk(expected, free_gib, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free_gib * 2**30))
+    fill_store(FrameStore(20, 128, tmp_path), expected)
+
+
+def test_a_lack_of_space_is_told_while_there_is_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100 * 2**30))
+    with pytest.warns(
+        UserWarning, match=rf"^{tmp_path}: temporary files of 1000000 frames will take some \d+ GiB; 100"
+    ):
+        fill_store(FrameStore(20, 128, tmp_path), 10**6)
+    with pytest.raises(InputError, match=rf"^{tmp_path}: temporary .* will take some .* GiB, and 100.0 are free; free"):
+        fill_store(FrameStore(20, 128, tmp_path), 10**8)
+
+
+def fill_store(store, expected):
+    store.expect(expected)
+    frame = made_up_predictions(np.random.default_rng(0))
+    for number in range(20):
+        store.append(number, frame)
     store.close()
 
 
