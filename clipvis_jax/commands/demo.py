@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from clipvis_jax.data.records import Dataset
     from clipvis_jax.evaluation.inputs import GroundTruth
     from clipvis_jax.evaluation.outcomes import TrackOutcome
-    from clipvis_jax.inference.results import Track, VideoResult
 
 _MIN_SCORE = 0.4
 """Lower ones are mostly second tracks of the same object, which the method does not suppress."""
@@ -74,9 +73,7 @@ class Demo:
             track_outcomes(
                 ground_truth,
                 parse_results(
-                    _with_best_names(given).to_ytvis(
-                        source.record.id, [category.id for category in dataset.categories]
-                    ),
+                    given.best().to_ytvis(source.record.id, [category.id for category in dataset.categories]),
                     ground_truth,
                 ),
                 _MIN_IOU,
@@ -86,14 +83,6 @@ class Demo:
         print_tracks(dataset, ground_truth, outcomes)
         print_lines(f"from {clip.name}: {_summary(ground_truth, outcomes_from_file)}")
         print_lines("wrote " + ", ".join(str(path) for path in (*written, clip)))
-
-
-def _with_best_names(result: "VideoResult") -> "VideoResult":
-    """Keep every track once, under its best name."""
-    best: dict[int, "Track"] = {}
-    for track in result.tracks:
-        best.setdefault(track.track_id, track)
-    return dataclasses.replace(result, tracks=list(best.values()))
 
 
 def print_tracks(dataset: "Dataset", ground_truth: "GroundTruth", outcomes: "Sequence[TrackOutcome]") -> None:

@@ -1,28 +1,22 @@
 """What ``clipvis predict`` writes and prints: tracks, overlay, summary."""
 
-import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from clipvis_jax.inference.raw_video import save_video
-from clipvis_jax.inference.results import Track, VideoResult
+from clipvis_jax.inference.result_file import write_tracks
+from clipvis_jax.inference.results import VideoResult
 from clipvis_jax.io.files import atomic_path, prepare_output_dir
 from clipvis_jax.io.terminal import print_lines, print_table
 from clipvis_jax.media.video_reader import FrameSelection, FrameSource
 from clipvis_jax.media.video_writer import VideoWriter
-from clipvis_jax.media.visualize import draw_tracks, track_color
-from clipvis_jax.text.vocabulary import parse_synonyms
-from clipvis_jax.version import __version__
 
 FOLDER_FPS = 10.0
 """Speed of the overlay where the source has none, in frames per second."""
@@ -109,34 +103,6 @@ def writing_tracks(
         yield [tracks]
 
 
-def write_tracks(file: TextIO, result: VideoResult, video: dict[str, Any], *, embeddings: bool = False) -> None:
-    """Write the tracks as JSON.
-
-    ``results`` is a list of YouTube-VIS results with ``category_name`` and ``track_id`` added; ``categories`` and
-    ``video`` say what their ids and frames are, see ``video_facts``. ``background`` lists the names that took part in
-    the classification besides the categories, if any did. With ``embeddings``, every result has its track's.
-    """
-    head = {
-        "info": {"creator": f"clipvis_jax {__version__}", "format": "YouTube-VIS results"},
-        "video": video,
-        "categories": [
-            {"id": index, "name": name, "synonyms": list(parse_synonyms(name))}
-            for index, name in enumerate(result.class_names, start=1)
-        ],
-    }
-    if result.background:
-        head["background"] = list(result.background)
-    # Track by track: the masks of all need not fit into memory.
-    file.write(json.dumps(head)[:-1] + ', "results": [')
-    for position, track in enumerate(result.tracks):
-        (record,) = dataclasses.replace(result, tracks=[track]).to_ytvis(video_id=1)
-        record |= {"category_name": track.class_name, "track_id": track.track_id}
-        if embeddings and track.embedding is not None:
-            record["embedding"] = [round(number, 6) for number in track.embedding.tolist()]
-        file.write((",\n" if position > 0 else "\n") + json.dumps(record))
-    file.write("\n]}\n")
-
-
 def video_facts(result: VideoResult, source: FrameSource, selection: FrameSelection) -> dict[str, Any]:
     """Tell of a video what tracks.json does; call it when its frames have been read.
 
@@ -169,15 +135,11 @@ def write_overlay(
     Raises:
         InputError: The file cannot be written.
     """
-    best: dict[int, Track] = {}
-    for track in result.tracks:
-        best.setdefault(track.track_id, track)
-    # The best on top.
-    tracks = list(best.values())[::-1]
+    result = result.best()
     if source.kind == "image":
         _, frame = next(iter(source))
         with atomic_path(path) as temporary:
-            Image.fromarray(_draw(frame, tracks, 0)).save(temporary)
+            result.plot(0, frame).save(temporary)
         return
     fps = max((source.fps or FOLDER_FPS) / selection.every, _MIN_FPS)
     times_s = list(source.frame_times_s.values())
@@ -185,7 +147,7 @@ def write_overlay(
     with VideoWriter(path, *shape, fps, times_s=times_s, pixel_aspect=source.pixel_aspect) as writer:
         frames = tqdm(source, total=result.num_frames, desc="writing overlay", unit="frame", disable=not show_progress)
         for index, (_, frame) in enumerate(frames):
-            writer.write(_draw(frame, tracks, index))
+            writer.write(np.asarray(result.plot(index, frame)))
 
 
 def print_summary(result: VideoResult, numbers: Sequence[int]) -> None:
@@ -225,20 +187,3 @@ def print_written(paths: Sequence[Path]) -> None:
 def frame_numbers(source: FrameSource, selection: FrameSelection, length: int) -> list[int]:
     """Say which numbers the frames of a result have in its source; frames that had to be skipped have none."""
     return list(source.frame_times_s) or [selection.start + index * selection.every for index in range(length)]
-
-
-def _draw(frame: UInt8[np.ndarray, "h w 3"], tracks: list[Track], index: int) -> UInt8[np.ndarray, "h w 3"]:
-    if not tracks:
-        return frame
-    return draw_tracks(
-        frame,
-        np.stack([track.mask(index) for track in tracks]),
-        [_label(track) for track in tracks],
-        np.array([track_color(track.track_id) for track in tracks], np.uint8),
-    )
-
-
-def _label(track: Track) -> str:
-    """Name a track in one line, by its class's first synonym."""
-    name = " ".join(parse_synonyms(track.class_name)[0].split())
-    return f"{name} {track.score:.2f}"

@@ -1,15 +1,23 @@
 """What a segmenter gives back: tracks of a video, and the state of all tracks in one frame."""
 
+import base64
 import dataclasses
+import html
+import io
 from collections.abc import Callable, Sequence
 from operator import eq
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.masks.resize import Rle, decode_rle
+from clipvis_jax.media.visualize import bounding_box, draw_tracks, track_color
+from clipvis_jax.text.vocabulary import parse_synonyms
 
 
 class TrackMasks(Sequence[Rle]):
@@ -64,6 +72,23 @@ class Track:
         return decode_rle(self.segmentations[frame])
 
 
+@dataclasses.dataclass(frozen=True)
+class LiveTrack:
+    """A track in one frame: the newest of a stream, as it stands after it, or any of a result; see ``Track``."""
+
+    track_id: int
+    class_index: int
+    class_name: str
+    score: float
+    mask: Bool[np.ndarray, "h w"]
+    embedding: Float[np.ndarray, " e"] | None = None
+
+    @property
+    def box(self) -> tuple[int, int, int, int] | None:
+        """Left, top, right and bottom of the mask in pixels, the last two just outside; None if it is empty."""
+        return bounding_box(self.mask)
+
+
 class Raw:
     """What a result can be named anew from. Copies of the result share it, pickles go without.
 
@@ -108,6 +133,150 @@ class VideoResult:
             raise InputError("a result can be renamed only after predict with keep_raw=True")
         return self.raw.rename(self.raw.video, classes, **options)
 
+    def save(self, path: str | Path) -> None:
+        """Write the result as one JSON file, embeddings included: that of ``clipvis predict`` (tracks.json).
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        from clipvis_jax.inference.result_file import save_result  # noqa: PLC0415 (it imports this module)
+
+        save_result(Path(path), self)
+
+    @staticmethod
+    def load(path: str | Path) -> "VideoResult":
+        """Read what ``save`` or ``clipvis predict`` wrote.
+
+        Raises:
+            InputError: The file is missing, damaged or something else.
+        """
+        from clipvis_jax.inference.result_file import load_result  # noqa: PLC0415 (it imports this module)
+
+        return load_result(Path(path))[0]
+
+    def best(self) -> "VideoResult":
+        """Keep every instance once, under its best class."""
+        best: dict[int, Track] = {}
+        for track in self.tracks:
+            best.setdefault(track.track_id, track)
+        return dataclasses.replace(self, tracks=list(best.values()))
+
+    def frame(self, index: int) -> list[LiveTrack]:
+        """Return the tracks that show in a frame, best first, with their masks there.
+
+        Raises:
+            IndexError: There is no such frame; they count from 0.
+        """
+        if not 0 <= index < self.num_frames:
+            raise IndexError(f"frame {index}: the result has frames 0 to {self.num_frames - 1}")
+        present = []
+        for track in self.tracks:
+            mask = track.mask(index)
+            if mask.any():
+                names = track.track_id, track.class_index, track.class_name
+                present.append(LiveTrack(*names, track.score, mask, track.embedding))
+        return present
+
+    def plot(self, index: int, image: UInt8[np.ndarray, "h w 3"] | None = None) -> Image.Image:
+        """Draw a frame's masks and names, every instance once.
+
+        Args:
+            index: The frame, from 0.
+            image: The frame's RGB picture; without one, on black.
+
+        Raises:
+            IndexError: There is no such frame.
+        """
+        if image is None:
+            image = np.zeros((self.height, self.width, 3), np.uint8)
+        tracks = self.best().frame(index)[::-1]  # the best on top
+        if not tracks:
+            return Image.fromarray(image)
+        masks, labels = np.stack([track.mask for track in tracks]), [_label(track) for track in tracks]
+        colors = np.array([track_color(track.track_id) for track in tracks], np.uint8)
+        return Image.fromarray(draw_tracks(image, masks, labels, colors))
+
+    def _repr_html_(self) -> str:
+        """Show some frames and a table of the best tracks in a notebook."""
+        pictures = []
+        for index in sorted({i * (self.num_frames - 1) // 3 for i in range(4)} if self.num_frames else ()):
+            picture = self.plot(index)
+            picture.thumbnail((240, 240))
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            data = base64.b64encode(buffer.getvalue()).decode("ascii")
+            pictures.append(f'<img alt="frame {index}" title="frame {index}" src="data:image/png;base64,{data}">')
+        rows = "".join(
+            f"<tr><td>{track.track_id}</td><td>{html.escape(track.class_name)}</td><td>{track.score:.3f}</td></tr>"
+            for track in self.tracks[:20]
+        )
+        head = f"{len(self.tracks)} results, {len(self.best().tracks)} instances, {self.num_frames} frames"
+        table = f"<table><tr><th>track</th><th>class</th><th>score</th></tr>{rows}</table>"
+        return f"<div><p>{head}</p>{' '.join(pictures)}{table}</div>"
+
+    def to_supervision(self) -> list[Any]:
+        """Return ``supervision.Detections`` of every frame: masks, tracker ids, confidence, class ids and names.
+
+        Every instance has its best class alone.
+
+        Raises:
+            InputError: The package supervision is not installed.
+        """
+        try:
+            import supervision  # noqa: PLC0415 (an extra)
+        except ImportError as error:
+            raise InputError("to_supervision needs supervision: pip install 'clipvis-jax[supervision]'") from error
+        best, size = self.best(), (self.height, self.width)
+        detections = []
+        for index in range(self.num_frames):
+            tracks = best.frame(index)
+            detections.append(
+                supervision.Detections(
+                    xyxy=np.array([track.box for track in tracks], np.float32).reshape(-1, 4),
+                    mask=np.array([track.mask for track in tracks], bool).reshape(-1, *size),
+                    confidence=np.array([track.score for track in tracks], np.float32),
+                    class_id=np.array([track.class_index for track in tracks], int),
+                    tracker_id=np.array([track.track_id for track in tracks], int),
+                    data={"class_name": np.array([track.class_name for track in tracks], str)},
+                )
+            )
+        return detections
+
+    def to_coco(self, file_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Write the result as a COCO annotation file has it: an image per frame, ``track_id`` in every annotation.
+
+        Every instance has its best class alone. Boxes are [left, top, width, height].
+
+        Args:
+            file_names: Names of the frames' pictures; by default 000000.jpg and so on.
+        """
+        images = [
+            {"id": index + 1, "file_name": name, "width": self.width, "height": self.height, "frame_index": index}
+            for index, name in enumerate(file_names or [f"{i:06d}.jpg" for i in range(self.num_frames)])
+        ]
+        annotations: list[dict[str, Any]] = []
+        best = self.best().tracks
+        for index in range(self.num_frames):
+            for track in best:
+                mask = track.segmentations[index]
+                area = int(coco_mask.area(mask))
+                if area:
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": index + 1,
+                            "category_id": track.class_index + 1,
+                            "track_id": track.track_id,
+                            "score": track.score,
+                            "segmentation": mask,
+                            "area": area,
+                            "bbox": coco_mask.toBbox(mask).tolist(),
+                            "iscrowd": 0,
+                        }
+                    )
+        categories = [{"id": index, "name": name} for index, name in enumerate(self.class_names, start=1)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
     def to_ytvis(self, video_id: int = 1, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Write the tracks as YouTube-VIS results.
 
@@ -127,13 +296,7 @@ class VideoResult:
         ]
 
 
-@dataclasses.dataclass(frozen=True)
-class LiveTrack:
-    """A track as it stands after the frames seen so far, with its mask in the newest one; see ``Track``."""
-
-    track_id: int
-    class_index: int
-    class_name: str
-    score: float
-    mask: Bool[np.ndarray, "h w"]
-    embedding: Float[np.ndarray, " e"]
+def _label(track: LiveTrack) -> str:
+    """Name a track in one line, by its class's first synonym."""
+    name = " ".join(parse_synonyms(track.class_name)[0].split())
+    return f"{name} {track.score:.2f}"

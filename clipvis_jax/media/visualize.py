@@ -58,7 +58,7 @@ def draw_tracks(
     # Only a mask's bounding box is touched: most masks are far smaller than the frame.
     tracks = []
     for mask, label, color in zip(masks, labels, colors.tolist(), strict=True):
-        box = _bounding_box(mask)
+        box = bounding_box(mask)
         if box is not None:
             left, top, right, bottom = box
             tracks.append((mask[top:bottom, left:right], box, label, tuple(color)))
@@ -84,7 +84,8 @@ def draw_tracks(
     return np.array(image)
 
 
-def _bounding_box(mask: Bool[np.ndarray, "h w"]) -> _Box | None:
+def bounding_box(mask: Bool[np.ndarray, "h w"]) -> _Box | None:
+    """Return left, top, right and bottom of a mask, the last two just outside; None if it is empty."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None

@@ -233,20 +233,15 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
         calls.append([(*track[:2], tuple(track[2])) for track in zip(seen, labels, colors.tolist(), strict=True)])
         return frame
 
-    monkeypatch.setattr(predict_outputs, "draw_tracks", record)
+    monkeypatch.setattr("clipvis_jax.inference.results.draw_tracks", record)
     return calls
 
 
 def test_an_instance_is_drawn_once_under_its_best_class(drawn: list, tmp_path: Path) -> None:
     source = make_source(tmp_path, "image", FrameSelection())
     write_results(tmp_path, make_result(1), source, FrameSelection(), overlay=True, show_progress=False)
-    assert drawn == [
-        [
-            (False, "coffee cup 0.25", track_color(2)),
-            (False, "[red]kettle[/] 0.80", track_color(1)),
-            (True, "dog 0.90", track_color(0)),  # the best comes last, on top
-        ]
-    ]
+    # What does not show in the frame is not drawn.
+    assert drawn == [[(True, "dog 0.90", track_color(0))]]
 
 
 def test_names_of_two_lines_are_drawn_in_one(drawn: list, tmp_path: Path) -> None:
@@ -292,7 +287,8 @@ def test_old_results_stay_when_writing_fails(
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"clipvis_jax.commands.predict_outputs.{step}", fail)
+        room = "inference.results" if step == "draw_tracks" else "commands.predict_outputs"
+        patch.setattr(f"clipvis_jax.{room}.{step}", fail)
         expected = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else InputError
         with pytest.raises(expected) as caught:
             write_results(out, make_result(12), source, FrameSelection(), overlay=True, show_progress=False)
