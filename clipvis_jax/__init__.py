@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.inference.loading import load
 from clipvis_jax.version import __version__
 
 if TYPE_CHECKING:
     from clipvis_jax.inference.association import AssociationConfig
+    from clipvis_jax.inference.loading import load
     from clipvis_jax.inference.results import LiveTrack, Track, VideoResult
     from clipvis_jax.inference.scores import ScoreConfig
     from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
@@ -40,6 +40,7 @@ _HOMES = {
     "Segmenter": "inference.segmenter",
     "Track": "inference.results",
     "VideoResult": "inference.results",
+    "load": "inference.loading",
 }
 
 

@@ -1,5 +1,16 @@
 """The command line, ``clipvis``: finds the command, and says in one line what went wrong."""
 
+import os
+import signal
+
+_ctrl_c = signal.getsignal(signal.SIGINT)
+if _ctrl_c is signal.default_int_handler:
+    # Until the command runs nothing can be lost, and a traceback of an import tells nobody anything.
+    try:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    except ValueError:  # not the main thread
+        _ctrl_c = None
+
 import importlib
 import logging
 import sys
@@ -12,7 +23,7 @@ from typing import Any, NamedTuple
 
 from clipvis_jax.commands.interrupt import GOES_ON, STOPPED, remembering_ctrl_c, stopping_at_once
 from clipvis_jax.distributed import end_all
-from clipvis_jax.errors import InputError, first_line, without_controls
+from clipvis_jax.errors import InputError, first_line, printable, without_controls
 from clipvis_jax.io.terminal import print_lines, safe_printing
 from clipvis_jax.version import __version__
 
@@ -83,6 +94,11 @@ def _run(arguments: Sequence[str]) -> int:
                 from clipvis_jax.commands.options import name_option  # noqa: PLC0415 (help needs no parser)
 
                 message = name_option(str(error), arguments)
+                line, code = f"clipvis: error: {message}", 2
+                end_all(message, code, line)
+            elif isinstance(error, OSError) and error.filename is not None:
+                # Whatever path the system refuses: one too long, a folder that is gone, no permission.
+                message = printable(f"{os.fsdecode(error.filename)}: {error.strerror}; check the path")
                 line, code = f"clipvis: error: {message}", 2
                 end_all(message, code, line)
             else:
@@ -156,6 +172,9 @@ def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
         # That one is tensorstore's, for every array that it had begun when another one failed.
         sys.__unraisablehook__(unraisable)
 
+
+if _ctrl_c is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _ctrl_c)
 
 if __name__ == "__main__":
     sys.exit(main())

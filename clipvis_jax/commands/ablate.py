@@ -10,6 +10,8 @@ from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError, printable
 from clipvis_jax.io.terminal import print_lines
 
+_MAX_LENGTH = 1_000_000  # of a track history, as in inference.association, which takes long to import
+
 
 @dataclasses.dataclass(frozen=True)
 class Ablate:
@@ -68,8 +70,9 @@ class Ablate:
         for name, values in {"k": self.k, "t": self.t}.items():
             if not values:
                 raise InputError(f"--{name}: give at least one number")
-            if min(values) < 1:
-                raise InputError(f"--{name} {min(values)}: must be 1 or more")
+            for value in values:
+                if not 1 <= value <= _MAX_LENGTH:
+                    raise InputError(f"--{name} {value}: must be between 1 and {_MAX_LENGTH}")
         with stopping_at_once():
             from tqdm import tqdm
 

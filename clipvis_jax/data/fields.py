@@ -3,6 +3,7 @@
 import json
 import math
 import numbers
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ def load_json(path: str | Path) -> Any:
         InputError: The file cannot be read or is not JSON, for example because it is cut off.
     """
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # a device may have no end
+            raise InputError(f"{path}: is not a regular file; give a JSON file")
         with Path(path).open(encoding="utf-8-sig") as file:
             return json.load(file)
     except OSError as error:
@@ -30,6 +33,8 @@ def load_json(path: str | Path) -> Any:
         raise InputError(
             f"{path}: is not valid JSON ({error.msg} at character {error.pos} of {len(error.doc)}); {advice}"
         ) from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not a JSON file that can be read ({error})") from error
 

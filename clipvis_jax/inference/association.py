@@ -32,6 +32,10 @@ History = tuple[Float[np.ndarray, "q d"], ...]
 """The track history: embeddings of the last frames in track order, L2-normalised, oldest first."""
 
 
+MAX_LENGTH = 1_000_000
+"""Of a track history, in frames."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AssociationConfig:
     """How queries are matched over time.
@@ -51,8 +55,8 @@ class AssociationConfig:
         if self.mode not in MODES:
             raise InputError(f"association.mode {self.mode!r}: must be one of {', '.join(MODES)}")
         for name in ("memory_length", "top_k"):
-            if getattr(self, name) < 1:
-                raise InputError(f"association.{name} {getattr(self, name)}: must be 1 or more")
+            if not 1 <= getattr(self, name) <= MAX_LENGTH:
+                raise InputError(f"association.{name} {getattr(self, name)}: must be between 1 and {MAX_LENGTH}")
 
 
 def cheapest_assignment(cost: Float[np.ndarray, "q q"]) -> tuple[float, Int[np.ndarray, " q"]]:

@@ -1,11 +1,14 @@
 """Run a segmenter over a data set, video by video: to be stopped, continued, and shared by processes."""
 
+import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import msgspec
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
@@ -16,6 +19,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.inference.results import VideoResult
 from clipvis_jax.inference.segmenter import Segmenter
 from clipvis_jax.io.files import atomic_path, prepare_output_dir, write_text
+from clipvis_jax.io.json_text import decode, read_json
 from clipvis_jax.media.video_reader import FrameSource
 
 
@@ -35,6 +39,17 @@ class DatasetFrames(FrameSource):
             yield frame, decode_frame(self._dataset, self._index, frame, self.record)
 
 
+class _Results(msgspec.Struct):
+    """The file of a video: its results, and the SHA-256 of their text."""
+
+    sha256: str
+    results: msgspec.Raw
+
+
+def _digest(text: bytes | msgspec.Raw) -> str:
+    return hashlib.sha256(text).hexdigest()
+
+
 class RunFolder:
     """The results of one run, a file per video, and a note of all that they depend on.
 
@@ -52,10 +67,7 @@ class RunFolder:
         note = folder / "run.json"
         fingerprint = json.loads(json.dumps(fingerprint))
         if note.exists():
-            try:
-                other = json.loads(note.read_bytes())
-            except (OSError, ValueError) as error:
-                raise InputError(f"{note}: damaged ({error}); choose another folder or delete the folder") from error
+            other = read_json(note, dict[str, Any], "choose another folder or delete the folder")
             if different := sorted(
                 key for key in fingerprint.keys() | other.keys() if fingerprint.get(key) != other.get(key)
             ):
@@ -67,12 +79,24 @@ class RunFolder:
             write_text(note, json.dumps(fingerprint, indent=2) + "\n")
 
     def has(self, index: int) -> bool:
-        """Tell whether a video is finished."""
-        return self._path(index).is_file()
+        """Tell whether a video is finished.
+
+        Warns:
+            UserWarning: Its file is damaged, so it is not.
+        """
+        if not self._path(index).exists():
+            return False
+        try:
+            self.read(index)
+        except InputError as error:
+            warnings.warn(f"{error}; it is computed again", stacklevel=2)
+            return False
+        return True
 
     def write(self, index: int, records: list[dict[str, Any]]) -> None:
-        """Keep the results of a video, in YouTube-VIS format."""
-        write_text(self._path(index), json.dumps(records))
+        """Keep the results of a video, in YouTube-VIS format, with their checksum."""
+        text = json.dumps(records)
+        write_text(self._path(index), f'{{"sha256": "{_digest(text.encode())}", "results": {text}}}')
 
     def read(self, index: int) -> list[dict[str, Any]]:
         """Return the results of a video.
@@ -80,11 +104,11 @@ class RunFolder:
         Raises:
             InputError: They are missing or damaged.
         """
-        path = self._path(index)
-        try:
-            return json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: damaged ({error}); delete it and run the same command again") from error
+        path, advice = self._path(index), "run the same command again"
+        content = read_json(path, _Results, advice)
+        if content.sha256 != _digest(content.results):
+            raise InputError(f"{path}: was changed (another checksum); {advice}")
+        return decode(content.results, list[dict[str, Any]], f"{path}: results", advice)
 
     def merge(self, path: Path, indices: Sequence[int], *, show_progress: bool = False) -> None:
         """Write the results of videos into one file, one video at a time."""

@@ -7,8 +7,10 @@ and stand in a file of their own, so that no checkpoint is ever written twice.
 
 import dataclasses
 import enum
+import hashlib
 import itertools
 import json
+import math
 import shutil
 import sys
 import warnings
@@ -25,9 +27,11 @@ from orbax.checkpoint import v1 as ocp
 from clipvis_jax.distributed import largest_of_all
 from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.io.files import output_error, write_text
+from clipvis_jax.io.json_text import read_json
 
 _STATE = "state"
 _SCORES = "scores.json"
+_DIGEST = "notes_sha256"
 _KNUTH = np.uint32(2654435761)
 """An odd number that spreads positions over 32 bits, so that exchanged values do not cancel out."""
 
@@ -135,12 +139,14 @@ class TrainingCheckpoints:
         self.wait()
         if self._scores.pop(step, None) is not None:  # of a checkpoint that was not whole
             self._write_scores()
-        notes = {"data_state": data_state, "checksum": checksum(state), "arrays": _describe(state)}
+        notes = json.loads(
+            json.dumps({"data_state": data_state, "checksum": checksum(state), "arrays": _describe(state)})
+        )
         try:
             self._pending = self._checkpointer.save_checkpointables_async(
                 step,
                 {_STATE: state},
-                custom_metadata=notes,
+                custom_metadata=notes | {_DIGEST: _digest(notes)},
             )
         except (OSError, ValueError) as error:
             raise self._write_error(error) from error
@@ -164,8 +170,9 @@ class TrainingCheckpoints:
         Raises:
             InputError: It cannot be written.
         """
-        self._scores[step] = score
-        self._write_scores()
+        if math.isfinite(score):  # what is no number is no better than any
+            self._scores[step] = score
+            self._write_scores()
 
     def _write_scores(self) -> None:
         if jax.process_index() == 0:
@@ -229,7 +236,10 @@ class TrainingCheckpoints:
         return Restored(step, loaded, notes["data_state"], self._scores.get(step))
 
     def _read_notes(self, step: int, abstract_state: Any) -> dict[str, Any]:
-        notes = self._checkpointer.metadata(step).custom_metadata
+        notes = dict(self._checkpointer.metadata(step).custom_metadata)
+        # Checkpoints of older versions have none.
+        if notes.pop(_DIGEST, None) not in (None, _digest(notes)):
+            raise ValueError("its notes have changed since it was written")
         self._check_same_tree(step, notes["arrays"], _describe(abstract_state))
         return {name: notes[name] for name in ("checksum", "data_state")}
 
@@ -333,12 +343,9 @@ def _read_scores(path: Path) -> dict[int, float]:
     Raises:
         InputError: The file is damaged.
     """
-    try:
-        return {int(step): float(score) for step, score in json.loads(path.read_bytes()).items()}
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({error}); delete it to go on without the scores so far") from error
+    return read_json(path, dict[int, float], "delete it to go on without the scores so far")
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
@@ -351,6 +358,10 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
         or "RESOURCE_EXHAUSTED" in str(error)
         or any(_is_out_of_memory(origin) for origin in (*parts, error.__cause__ or error.__context__))
     )
+
+
+def _digest(notes: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()
 
 
 def _check_values(state: Any, notes: dict[str, Any]) -> bool:

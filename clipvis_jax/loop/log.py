@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -20,6 +21,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.io.files import atomic_path, output_error, prepare_output_dir, write_text
+from clipvis_jax.io.json_text import decode
 
 SCORE_PREFIX = "evaluation/"
 """What the names of scores begin with."""
@@ -144,16 +146,25 @@ class _LogFile:
 
 
 def read_log(workdir: Path) -> list[dict[str, Any]]:
-    """Return the records of a run's log; a last line that was cut off is left out."""
-    records = []
+    """Return the records of a run's log; a last line that was cut off is left out.
+
+    Raises:
+        InputError: A line is no record.
+    """
     path = workdir / "log.jsonl"
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    records = []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    for number, line in enumerate(lines[:-1], 1):
+        where = f"{path}: line {number}"
+        decode(line, _Step, where, "delete the line")
+        records.append(decode(line, dict[str, Any], where, "delete the line"))
     return records
+
+
+class _Step(msgspec.Struct):
+    """What every record has."""
+
+    step: int
 
 
 def _forget_after(path: Path, step: int, *, is_scored: bool) -> None:

@@ -8,16 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 
 from clipvis_jax.distributed import largest_of_all
 from clipvis_jax.errors import InputError
 from clipvis_jax.io.files import write_text
 from clipvis_jax.io.folder_lock import locked_folder
+from clipvis_jax.io.json_text import read_json
 
 _FILE = "run.json"
 _CHANGED = "changed_settings"
 _FIXED = {"clip_sha256": "CLIP", "decoders_sha256": "model to begin with (init_from)", "dataset": "data set"}
 """What a run is never gone on with if it differs, and what messages call it."""
+
+_ADVICE = "delete it to go on all the same"
+
+
+class _Changed(msgspec.Struct):
+    """What stands in a note beside the description."""
+
+    changed_settings: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -60,11 +70,9 @@ def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
     path = folder / _FILE
     if not path.is_file():
         return []
-    try:
-        earlier = json.loads(path.read_bytes())
-        changed_before = set(earlier.pop(_CHANGED, ()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({error}); delete it to go on all the same") from error
+    earlier = read_json(path, dict[str, Any], _ADVICE)
+    changed_before = read_json(path, _Changed, _ADVICE).changed_settings
+    earlier.pop(_CHANGED, None)
     for name, what in _FIXED.items():
         if earlier.get(name) != description.get(name):
             raise InputError(f"{folder}: is a run with another {what}; choose another folder")
@@ -72,7 +80,7 @@ def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
     changed = set(_differences(earlier, description)) - {"config.loop.stop_after"}
     if changed:
         warnings.warn(f"{folder}: goes on with other settings than before: {', '.join(sorted(changed))}", stacklevel=2)
-    return sorted(changed | changed_before)
+    return sorted(changed.union(changed_before))
 
 
 def write_note(folder: Path, description: Mapping[str, Any], changed: list[str]) -> dict[str, Any]:

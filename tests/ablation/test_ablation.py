@@ -145,7 +145,7 @@ def test_command(model, dataset, tmp_path, capsys):
     assert main([*command, "--limit", "0"]) == 2
     assert "--limit 0" in capsys.readouterr().err
     assert main([*command, "--k", "5", "0"]) == 2
-    assert "--k 0: must be 1 or more" in capsys.readouterr().err
+    assert "--k 0: must be between 1 and 1000000" in capsys.readouterr().err
 
 
 def test_protocol_is_checked_before_the_work(dataset, tmp_path, capsys):

@@ -787,3 +787,12 @@ def test_ctrl_c_that_cannot_be_printed_keeps_its_code(shell: str, tmp_path: Path
     command = ["bash", "-c", f'"$@" {shell}', "bash", sys.executable, "-c", STOPPED_ALONE, tmp_path / "data"]
     assert subprocess.run(command, check=False).returncode == 130
     assert (tmp_path / "data").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "command", [["eval", "--dataset"], ["train"], ["compile-check"], ["prepare", "--source=.", "--out=o"]]
+)
+def test_a_path_that_the_system_refuses_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    given = [*command, "a" * 4000] + (["--model", "m"] if command[0] == "eval" else [])
+    assert main(given) == 2
+    assert capsys.readouterr().err == f"clipvis: error: {'a' * 4000}: File name too long; check the path\n"

@@ -438,13 +438,21 @@ def test_unusable_results(annotations, tmp_path, capsys, field, value, message):
 def test_damaged_files_of_a_run(finished, annotations, model, tmp_path, capsys):
     run = RunFolder(tmp_path, {"a": 1})
     run.write(0, [])
-    (tmp_path / "videos" / "000000.json").write_text("[{")
-    with pytest.raises(InputError, match=r"000000\.json: damaged .* delete it"):
-        run.merge(tmp_path / "results.json", [0])
+    path = tmp_path / "videos" / "000000.json"
+    whole = path.read_text()
+    assert run.has(0)
+    assert not run.has(1)
+    for text in ("", "[{", "{}", "[]", "null", "5", whole.replace("[]", "[{}]"), whole.replace("results", "result")):
+        path.write_text(text)
+        with pytest.warns(UserWarning, match=r"000000\.json: [^\n]*; run the same command again; it is computed again"):
+            assert not run.has(0)
+        with pytest.raises(InputError, match=r"000000\.json: [^\n]*; run the same command again"):
+            run.merge(tmp_path / "results.json", [0])
     assert not (tmp_path / "results.json").exists()
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InputError, match=r"run\.json: damaged"):
-        RunFolder(tmp_path, {"a": 1})
+    for text in ("{", "", "[]", "null", "5", '"a"', "[" * 10_000):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(InputError, match=r"run\.json: [^\n]*; choose another folder or delete the folder"):
+            RunFolder(tmp_path, {"a": 1})
 
 
 def test_images_of_a_video_keep_their_pixels(annotations):

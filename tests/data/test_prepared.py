@@ -510,3 +510,9 @@ def test_sizes_of_shards():
     assert len(bounds) == 4
     assert writing._shard_bounds(sizes, 1) == [0, 1, 2, 3, 4, 6]  # as many as videos, if all were as long
     assert writing._shard_bounds(sizes, 10**9) == [0, 6]
+
+
+def test_folders_named_like_a_pattern(tmp_path):
+    raw = raw_dataset(tmp_path)
+    for name in ("**", "[a]", "a?*"):
+        assert_same(open_prepared(prepare(raw, tmp_path / name).parents[2]), raw)

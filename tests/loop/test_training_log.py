@@ -13,6 +13,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.loop.log import TrainingLog, read_log
+from clipvis_jax.loop.run_folder import changed_settings
 
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -153,6 +154,20 @@ def test_a_log_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     (tmp_path / "log.jsonl").touch()
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(InputError, match=r"log\.jsonl: cannot be written \(Permission denied\)"):
         TrainingLog(tmp_path, first_step=0)
+
+
+@pytest.mark.parametrize("line", ["5", "[]", "null", "{", "", '{"loss": 1.0}', '{"step": {}}', "[" * 10_000])
+def test_damaged_line(tmp_path, line):
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(InputError, match=r"^[^\n]*log\.jsonl: line 2[^\n]*; delete the line$"):
+        TrainingLog(tmp_path, first_step=1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", '{"changed_settings": [[]]}', '{"changed_settings": 5}'])
+def test_damaged_note_of_a_run(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"^[^\n]*run\.json: [^\n]*; delete it to go on all the same$"):
+        changed_settings(tmp_path, {})

@@ -164,20 +164,32 @@ def open_prepared(path: str | Path | epath.Path) -> PreparedDataset:
     root = open_path(path)
     if not root.exists():
         raise InputError(f"{path}: does not exist; write it with 'clipvis prepare'")
-    if (root / INFO_FILE).exists():
-        return PreparedDataset(root)
-    found = sorted({file.parent for depth in range(1, 4) for file in root.glob("/".join(["*"] * depth + [INFO_FILE]))})
+    found = _folders_with(INFO_FILE, root)
     if len(found) == 1:
         return PreparedDataset(found[0])
     if found:
         names = ", ".join(str(folder.relative_to(root)) for folder in found)
         raise InputError(f"{path}: holds several data sets ({names}); name one of them")
-    unfinished = [folder for depth in range(4) for folder in root.glob("/".join(["*"] * depth + [PROGRESS_FOLDER]))]
+    unfinished = _folders_with(PROGRESS_FOLDER, root)
     if unfinished:
-        raise InputError(f"{unfinished[0].parent}: is not finished; run 'clipvis prepare' again, it goes on there")
+        raise InputError(f"{unfinished[0]}: is not finished; run 'clipvis prepare' again, it goes on there")
     raise InputError(
         f"{path}: holds no prepared data set; write one with 'clipvis prepare', or name an annotation file"
     )
+
+
+def _folders_with(name: str, root: epath.Path) -> list[epath.Path]:
+    """Return the folder itself if it holds something of a name, or else those up to three levels below it that do."""
+    # Not by patterns: the folder may be called "**" or "[a]".
+    folders, found = [root], []
+    for depth in range(4):
+        here = [folder for folder in folders if (folder / name).exists()]
+        if here and not depth:
+            return here
+        found += here
+        if depth < 3:
+            folders = [child for folder in folders for child in folder.iterdir() if child.is_dir()]
+    return sorted(found)
 
 
 def _damaged(path: epath.Path, reason: str) -> InputError:

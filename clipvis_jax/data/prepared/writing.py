@@ -248,8 +248,9 @@ def _is_intact(folder: epath.Path, shard: Shard) -> bool:
 
 def _remove_leftovers(folder: epath.Path) -> None:
     """Remove what a killed process was writing."""
-    for path in folder.glob(".clipvis-*"):
-        path.unlink()
+    for path in folder.iterdir():
+        if path.name.startswith(".clipvis-"):
+            path.unlink()
 
 
 @contextmanager
