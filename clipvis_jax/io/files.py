@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -63,6 +64,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when the block ends well; otherwise it is removed.
+
+    Raises:
+        InputError: Something is at `path` already, or nothing can be written there.
+    """
+    target = Path(path)
+    if os.path.lexists(target):
+        raise InputError(f"{path}: exists already; choose another folder, or remove it")
+    temporary = target.with_name(f".clipvis-{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(target)
+    except OSError as error:
+        # The block may also fail on a file that it reads; that is not for this message.
+        if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(temporary):
+            raise output_error(path, error) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,0 +1,161 @@
+"""``clipvis export-results``."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tyro.conf import arg
+
+from clipvis_jax.commands.interrupt import stopping_at_once
+from clipvis_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from clipvis_jax.inference.result_file import VideoFacts
+    from clipvis_jax.media.video_reader import FrameSource
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResults:
+    """Write the tracks of 'clipvis predict' in formats of other tools.
+
+    Every instance gets its best class. Frames are named by their numbers in the source: frame_000000.png and so on, as
+    CVAT calls those of a video.
+
+    For example:
+      clipvis export-results out/tracks.json --csv --coco
+      clipvis export-results out/tracks.json --mots --crops --source clip.mp4 --out exported
+    """
+
+    tracks: Annotated[Path, tyro.conf.Positional, arg(metavar="TRACKS")]
+    """The tracks.json of 'clipvis predict'."""
+    csv: bool = False
+    """tracks.csv: a row per instance and frame, with box and area."""
+    coco: bool = False
+    """coco.json: COCO annotations with track_id, an image per frame."""
+    mot: bool = False
+    """mot/: boxes as MOTChallenge has them (gt/gt.txt), with CVAT's gt/labels.txt."""
+    mots: bool = False
+    """mots/: MOTS pictures (instances/*.png) with CVAT's labels.txt; at most 64 classes."""
+    png: bool = False
+    """labels/: a label map per frame, as DAVIS has them, and labels.csv, which says what their values are."""
+    crops: bool = False
+    """crops/TRACK/*.png: every instance cut out of every frame; needs --source."""
+    embeddings: bool = False
+    """embeddings.npz: track_ids and their embeddings, if 'clipvis predict --embeddings' wrote them."""
+    source: Annotated[Path | None, arg(metavar="SOURCE", help_behavior_hint="")] = None
+    """The video, folder or image that was predicted; for --crops."""
+    min_score: Annotated[float, arg(metavar="SCORE")] = 0.0
+    """Leave out tracks with a lower score, 0 to 1."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: exported, beside TRACKS)")] = None
+    """Folder for what is written; it must not exist yet."""
+
+    def run(self) -> None:
+        """Run ``clipvis export-results``.
+
+        Raises:
+            InputError: An option or a file cannot be used; nothing was written.
+        """
+        self._check()
+        with stopping_at_once():
+            import numpy as np
+
+            from clipvis_jax.inference import result_formats
+            from clipvis_jax.inference.result_file import load_result
+            from clipvis_jax.io.files import atomic_folder
+            from clipvis_jax.io.terminal import print_lines
+            from clipvis_jax.media.video_reader import open_frames
+
+            result, video = load_result(self.tracks)
+            numbers = _frame_numbers(self.tracks, video)
+            result = dataclasses.replace(result, tracks=[t for t in result.tracks if t.score >= self.min_score])
+            files = [f"frame_{number:06d}.png" for number in numbers]
+            vectors = {track.track_id: track.embedding for track in result.tracks}
+            if self.embeddings and any(vector is None for vector in vectors.values()):
+                raise InputError(f"{self.tracks}: has no embeddings; run clipvis predict with --embeddings")
+            source = None if self.source is None else open_frames(self.source)
+        with atomic_folder(self.out or self.tracks.parent / "exported") as folder:
+            if self.csv:
+                text = result_formats.csv_table(result, numbers, video.frame_times_s)
+                (folder / "tracks.csv").write_text(text, encoding="utf-8")
+            if self.coco:
+                (folder / "coco.json").write_text(json.dumps(result.to_coco(files)), encoding="utf-8")
+            labels = "".join(f"{name}\n" for name in result_formats.label_names(result))
+            if self.mot:
+                _make(folder / "mot" / "gt")
+                lines = "".join(result_formats.mot_lines(result, numbers))
+                (folder / "mot" / "gt" / "gt.txt").write_text(lines, encoding="utf-8")
+                (folder / "mot" / "gt" / "labels.txt").write_text(labels, encoding="utf-8")
+            if self.mots:
+                instances = _make(folder / "mots" / "instances")
+                _save(instances, files, result_formats.mots_pictures(result))
+                (instances / "labels.txt").write_text(labels, encoding="utf-8")
+            if self.png:
+                _save(_make(folder / "labels"), files, result_formats.label_maps(result))
+                text = result_formats.label_table(result)
+                (folder / "labels.csv").write_text(text, encoding="utf-8")
+            if self.crops:
+                for index, track_id, picture in result_formats.crops(result, self._images(source, numbers)):
+                    picture.save(_make(folder / "crops" / f"{track_id:03d}") / files[index])
+            if self.embeddings:
+                rows = np.array(list(vectors.values()), np.float32)
+                np.savez(folder / "embeddings.npz", track_ids=np.array(list(vectors), int), embeddings=rows)
+            written = sorted(path.name for path in folder.iterdir())
+        print_lines(f"wrote {', '.join(written)} into {self.out or self.tracks.parent / 'exported'}")
+
+    def _check(self) -> None:
+        """Make sure that the options fit together.
+
+        Raises:
+            InputError: They do not.
+        """
+        names = ("csv", "coco", "mot", "mots", "png", "crops", "embeddings")
+        if not any(getattr(self, name) for name in names):
+            raise InputError(f"nothing to write; choose from {', '.join(f'--{name}' for name in names)}")
+        if not 0 <= self.min_score <= 1:
+            raise InputError(f"--min-score {self.min_score}: must be between 0 and 1")
+        if self.crops and self.source is None:
+            raise InputError("--crops: cuts out of the frames; name the video with --source")
+
+    def _images(self, source: "FrameSource | None", numbers: list[int]) -> "Iterator[np.ndarray]":
+        """Read the frames of these numbers.
+
+        Raises:
+            InputError: The source does not have them.
+        """
+        left = set(numbers)
+        for number, image in source or ():
+            if number in left:
+                left.remove(number)
+                yield image
+            if not left:
+                return
+        raise InputError(f"{self.source}: has fewer frames than {self.tracks}; give the source that they are of")
+
+
+def _frame_numbers(path: Path, video: "VideoFacts") -> list[int]:
+    """Return the frames' numbers in the source; of a result that Python saved, none are known.
+
+    Raises:
+        InputError: There are more or fewer than frames.
+    """
+    numbers = list(range(video.length)) if video.frame_numbers is None else video.frame_numbers
+    for name, values in {"frame_numbers": numbers, "frame_times_s": video.frame_times_s}.items():
+        if values is not None and len(values) != video.length:
+            raise InputError(f"{path}: video.{name} has {len(values)} entries, not {video.length}")
+    return numbers
+
+
+def _make(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _save(folder: Path, files: list[str], pictures: "Iterable[Image.Image]") -> None:
+    for name, picture in zip(files, pictures, strict=True):
+        picture.save(folder / name)
