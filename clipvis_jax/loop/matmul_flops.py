@@ -9,8 +9,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 def count_matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
     """Return the floating-point operations of all products and convolutions, over all devices.
 
-    A product and the addition that follows it are two. Where only one of several branches runs, the largest counts; of
-    a loop whose end is not known beforehand, one round. XLA's own count takes one round of any loop.
+    A product and the addition that follows it are two. Where only one of several branches runs, the largest counts, of
+    forms for different platforms the smallest; of a loop whose end is not known beforehand, one round. XLA's own count
+    takes one round of any loop.
     """
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return sum(_count_equation(equation) for equation in inner.eqns)
@@ -23,7 +24,9 @@ def _count_equation(equation: JaxprEqn) -> int:
         case "conv_general_dilated":
             return 2 * math.prod(_shape(equation.outvars[0])) * _window(equation)
         case "cond":
-            return max(count_matmul_flops(branch) for branch in equation.params["branches"])
+            # Forms for different platforms are the same computation; what some add are no products of the model.
+            smallest_or_largest = max if equation.params.get("branches_platforms") is None else min
+            return smallest_or_largest(count_matmul_flops(branch) for branch in equation.params["branches"])
         case "scan":
             return equation.params["length"] * count_matmul_flops(equation.params["jaxpr"])
         case "shard_map":

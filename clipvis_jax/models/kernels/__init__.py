@@ -4,7 +4,9 @@ Each module holds the tuned form, a plain ``*_reference`` that JAX differentiate
 tests compare the two. Which platform takes which:
 
 - ``same_convolution``: CPUs alone take the tuned backward pass.
-- ``depthwise_convolution``, ``deformable_sampling``: all take the tuned form, measured on CPUs alone. On GPUs and TPUs
-  the plain look-ups may be quicker, but the backward pass that JAX derives from them keeps 2.7 GB for a layer at
-  1024x1024; a measurement there is to decide.
+- ``depthwise_convolution``: all take the tuned form, measured on CPUs alone.
+- ``deformable_sampling``: CPUs take loops over heads and points, GPUs and TPUs one of two orders of
+  ``packed_sampling``, chosen by what the compilers make of it (docs/benchmarks.md); never measured on a device.
+
+The platform is the one that a program is compiled for, here or ahead of time.
 """

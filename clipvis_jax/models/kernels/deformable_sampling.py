@@ -1,16 +1,20 @@
 """Weighted bilinear samples of several feature maps: what deformable attention spends its time on."""
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-LevelShapes = tuple[tuple[int, int], ...]
-"""Height and width of every level, in the order in which their pixels are concatenated."""
+from clipvis_jax.models.kernels import packed_sampling
+from clipvis_jax.models.kernels.packed_sampling import LevelShapes
+
+Form = Literal["cpu", "gpu", "tpu"]
+"""Which form computes the samples: loops over heads and points, or ``packed_sampling`` in one of its orders."""
 
 
 class _Corner(NamedTuple):
@@ -48,6 +52,7 @@ def sample_levels(
     points_px: Float[Array, "b m heads levels p 2"],
     weights: Float[Array, "b m heads levels p"],
     level_shapes: LevelShapes,
+    form: Form | None = None,
 ) -> Float[Array, "b m heads head_dim"]:
     """Sum bilinear samples of every level's values, weighted.
 
@@ -56,11 +61,11 @@ def sample_levels(
         points_px: Where to sample, (x, y) in pixels of the level; 0 is the centre of the first pixel.
         weights: Weight of each sample.
         level_shapes: Height and width of each level.
+        form: Compute as on another platform; by default as is best on the one that the program is compiled for.
 
     Outside its map a level counts as 0 (``grid_sample(align_corners=False, padding_mode="zeros")``).
     """
-    # The tuned form on every platform.
-    return _sample_levels_tuned(values, points_px, weights, level_shapes)
+    return _sample_levels_tuned(values, points_px, weights, level_shapes, form)
 
 
 def sample_levels_reference(
@@ -81,11 +86,57 @@ def sample_levels_reference(
     return output.astype(values.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _sample_levels_tuned(
     values: Float[Array, "b n heads head_dim"],
     points_px: Float[Array, "b m heads levels p 2"],
     weights: Float[Array, "b m heads levels p"],
+    level_shapes: LevelShapes,
+    form: Form | None,
+) -> Float[Array, "b m heads head_dim"]:
+    by_loops = partial(_forward_by_loops, level_shapes=level_shapes)
+    return _choose(form, by_loops, partial(packed_sampling.forward, level_shapes=level_shapes))(
+        values, points_px, weights
+    )
+
+
+def _sample_levels_forward(
+    values: Float[Array, "b n heads head_dim"],
+    points_px: Float[Array, "b m heads levels p 2"],
+    weights: Float[Array, "b m heads levels p"],
+    level_shapes: LevelShapes,
+    form: Form | None,
+) -> tuple[Float[Array, "b m heads head_dim"], tuple[Array, Array, Array]]:
+    return _sample_levels_tuned(values, points_px, weights, level_shapes, form), (values, points_px, weights)
+
+
+def _sample_levels_backward(
+    level_shapes: LevelShapes,
+    form: Form | None,
+    residuals: tuple[Array, Array, Array],
+    gradient: Float[Array, "b m heads head_dim"],
+) -> tuple[Array, Array, Array]:
+    by_loops = partial(_backward_by_loops, level_shapes=level_shapes)
+    return _choose(form, by_loops, partial(packed_sampling.backward, level_shapes=level_shapes))(*residuals, gradient)
+
+
+_sample_levels_tuned.defvjp(_sample_levels_forward, _sample_levels_backward)
+
+
+def _choose(form: Form | None, by_loops: Callable[..., Any], packed: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function for a form, or one that is the platform's when it is compiled."""
+    at_once, in_turn = partial(packed, order="at once"), partial(packed, order="in turn")
+    if form is None:
+        return partial(jax.lax.platform_dependent, cpu=by_loops, tpu=in_turn, default=at_once)
+    forced: dict[Form, Callable[..., Any]] = {"cpu": by_loops, "gpu": at_once, "tpu": in_turn}
+    return forced[form]
+
+
+def _forward_by_loops(
+    values: Float[Array, "b n heads head_dim"],
+    points_px: Float[Array, "b m heads levels p 2"],
+    weights: Float[Array, "b m heads levels p"],
+    *,
     level_shapes: LevelShapes,
 ) -> Float[Array, "b m heads head_dim"]:
     # Head by head, in a loop: as a part of the network's one large graph, XLA would merge the look-ups with what comes
@@ -119,24 +170,19 @@ def _head_forward(
     return output
 
 
-def _sample_levels_forward(
+def _backward_by_loops(
     values: Float[Array, "b n heads head_dim"],
     points_px: Float[Array, "b m heads levels p 2"],
     weights: Float[Array, "b m heads levels p"],
+    gradient: Float[Array, "b m heads head_dim"],
+    *,
     level_shapes: LevelShapes,
-) -> tuple[Float[Array, "b m heads head_dim"], tuple[Array, Array, Array]]:
-    return _sample_levels_tuned(values, points_px, weights, level_shapes), (values, points_px, weights)
-
-
-def _sample_levels_backward(
-    level_shapes: LevelShapes, residuals: tuple[Array, Array, Array], gradient: Float[Array, "b m heads head_dim"]
 ) -> tuple[Array, Array, Array]:
     """Return the gradients of values, points and weights.
 
     Written out because the derived backward pass keeps a row of every look-up: at 1024x1024, on a CPU, it takes 40
     times as long and 2.7 GB. Here heads and points are done one after the other, so what is kept is small.
     """
-    values, points_px, weights = residuals
     by_head = jax.tree.map(
         lambda x: jnp.moveaxis(x, 2, 0), (values.astype(jnp.float32), points_px, weights, gradient.astype(jnp.float32))
     )
@@ -197,6 +243,3 @@ def _head_backward(
         (jnp.moveaxis(points_px, 3, 0), jnp.moveaxis(weights, 3, 0)),
     )
     return d_table.reshape(values.shape), jnp.moveaxis(d_points, 0, 3), jnp.moveaxis(d_weights, 0, 3)
-
-
-_sample_levels_tuned.defvjp(_sample_levels_forward, _sample_levels_backward)
