@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import re
-import secrets
 import signal
 import socket
 import sys
@@ -142,14 +141,6 @@ def wait_for_all(name: str) -> None:
 
     if jax.process_count() > 1:
         _exchange(name, "here")
-
-
-def common_random_name() -> str:
-    """Return eight random characters, the same in all processes; each waits until all have asked."""
-    import jax  # noqa: PLC0415
-
-    name = secrets.token_hex(4)
-    return name if jax.process_count() == 1 else _exchange("random name", name)[0]
 
 
 def largest_of_all(number: int) -> int:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from clipvis_jax.inference.raw_video import save_video
 from clipvis_jax.inference.result_file import write_tracks
 from clipvis_jax.inference.results import VideoResult
-from clipvis_jax.io.files import atomic_path, prepare_output_dir
+from clipvis_jax.io.files import atomic_path, prepare_output_dir, writing_together
 from clipvis_jax.io.terminal import print_lines, print_table
 from clipvis_jax.media.video_reader import FrameSelection, FrameSource
 from clipvis_jax.media.video_writer import VideoWriter
@@ -77,30 +77,30 @@ def write_results(
         InputError: A file cannot be written.
     """
     facts = video_facts(result, source, selection)
-    with writing_tracks(folder, result, facts, embeddings=embeddings) as written:
+    with writing_tracks(folder, result, facts, embeddings=embeddings) as (stage, written):
         if result.raw is not None:
             written.append(folder / "raw.npz")
-            save_video(written[-1], result.raw.video, (raw_facts or {}) | {"video": facts})
+            save_video(stage / "raw.npz", result.raw.video, (raw_facts or {}) | {"video": facts})
         if overlay:
             written.append(overlay_path(folder, source))
-            write_overlay(written[-1], result, source, selection, show_progress=show_progress)
+            write_overlay(overlay_path(stage, source), result, source, selection, show_progress=show_progress)
     return written
 
 
 @contextmanager
 def writing_tracks(
     folder: Path, result: VideoResult, video: dict[str, Any], *, embeddings: bool
-) -> Iterator[list[Path]]:
-    """Write tracks.json, which gets its name when the block, which writes what belongs to it, has ended well.
+) -> Iterator[tuple[Path, list[Path]]]:
+    """Write tracks.json, and with it what the block writes, all or none; see ``writing_together``.
 
     Yields:
-        The paths written, to which the block may add its own.
+        The temporary folder to write to; and the paths written, to which the block adds its own.
     """
     tracks = folder / "tracks.json"
-    with atomic_path(tracks) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
+    with writing_together(folder, tracks.name) as stage:
+        with atomic_path(stage / tracks.name) as path, path.open("w", encoding="utf-8") as file:
             write_tracks(file, result, video, embeddings=embeddings)
-        yield [tracks]
+        yield stage, [tracks]
 
 
 def video_facts(result: VideoResult, source: FrameSource, selection: FrameSelection) -> dict[str, Any]:

@@ -74,9 +74,10 @@ class Rename(NamingOptions):
                 show_progress=True,
             )
             video = facts["video"]
-            with predict_outputs.writing_tracks(out, result, video, embeddings=self.embeddings) as written:
+            with predict_outputs.writing_tracks(out, result, video, embeddings=self.embeddings) as (stage, written):
                 if frames is not None:
                     written.append(predict_outputs.overlay_path(out, frames))
-                    predict_outputs.write_overlay(written[-1], result, frames, selection, show_progress=True)
+                    overlay = predict_outputs.overlay_path(stage, frames)
+                    predict_outputs.write_overlay(overlay, result, frames, selection, show_progress=True)
         predict_outputs.print_summary(result, video["frame_numbers"])
         predict_outputs.print_written(written)

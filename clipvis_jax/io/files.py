@@ -1,5 +1,6 @@
 """Write files so that a crash, a full disk or Ctrl-C never leaves half of one behind; the cache folder."""
 
+import ctypes
 import errno
 import functools
 import os
@@ -88,6 +89,50 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing_together(folder: Path, last: str) -> Iterator[Path]:
+    """Give a temporary folder whose files move to `folder` when the block ends well, all of them or none.
+
+    No system moves several files in one step: while they move, or if the process is killed just then, `last` is
+    missing. Where it is there, everything beside it is of the same block.
+
+    Raises:
+        InputError: A file cannot be written; the message names it as if it were in `folder` already.
+    """
+    stage = folder / f".clipvis-{secrets.token_hex(4)}"
+    try:
+        stage.mkdir()
+        yield stage
+        (folder / last).resolve().unlink(missing_ok=True)
+        for path in sorted(stage.iterdir(), key=lambda path: path.name == last):
+            target = (folder / path.name).resolve()
+            try:
+                path.replace(target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise output_error(target, error) from error
+                with atomic_path(target) as temporary:  # a link to another file system
+                    shutil.copyfile(path, temporary)
+    except InputError as error:
+        raise InputError(str(error).replace(str(stage), str(folder))) from error
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)) == stage:
+            raise output_error(folder / last, error) from error
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two files or folders change places in one step; False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchanged = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchanged) == 0
 
 
 def write_text(path: str | Path, text: str) -> None:

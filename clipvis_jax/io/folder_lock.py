@@ -15,12 +15,13 @@ however that ends."""
 
 
 @contextmanager
-def locked_folder(path: str | Path, *, who: str) -> Iterator[None]:
+def locked_folder(path: str | Path, *, who: str, place: Path | None = None) -> Iterator[None]:
     """Keep other processes out of a folder, which is created if it is missing.
 
     Args:
         path: The folder.
         who: What messages call the other process.
+        place: What messages call the folder, if not by its path.
 
     Raises:
         InputError: Another process is at work there, or the folder cannot be written.
@@ -29,7 +30,7 @@ def locked_folder(path: str | Path, *, who: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise InputError(f"{path}: {who} is at work there; wait for it, or choose another folder") from error
+        raise InputError(f"{place or path}: {who} is at work there; wait for it, or choose another folder") from error
     except OSError as error:
         raise output_error(lock.lock_file, error) from error
     try:

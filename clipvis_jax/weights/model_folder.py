@@ -24,9 +24,10 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from clipvis_jax.distributed import common_random_name, wait_for_all
+from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError, first_line
-from clipvis_jax.io.files import output_error
+from clipvis_jax.io.files import exchange, output_error
+from clipvis_jax.io.folder_lock import LOCK, locked_folder
 from clipvis_jax.models.backbones import KINDS
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
@@ -180,10 +181,11 @@ def save_model(
     }
     is_first = jax.process_index() == 0
     try:
-        with _temporary_folder(_nearest_folder(folder.parent)) as temporary:
+        with _temporary_folder(folder) as temporary:
             new = temporary / "new"
             if is_first:
                 new.mkdir()
+            wait_for_all("model folder begun")
             _save_variables(new / "variables", variables)
             if is_first:
                 # Orbax notes in it, and never reads, what the folder was called on the machine that wrote it.
@@ -191,6 +193,7 @@ def save_model(
                 tokenizer.save(new / "tokenizer")
                 (new / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
                 (new / MANIFEST).write_text(json.dumps(_digests(new), indent=2) + "\n", encoding="utf-8")
+                check_target(folder, overwrite=overwrite)
                 _move_into_place(new, folder, old=temporary / "old")
     except OSError as error:
         raise output_error(folder, error) from error
@@ -301,22 +304,37 @@ def _nearest_folder(path: Path) -> Path:
 
 
 @contextmanager
-def _temporary_folder(parent: Path) -> Iterator[Path]:
-    """Give a folder that goes with the block; the first process makes and removes it, the others get its path."""
-    path = parent / f".clipvis-{common_random_name()}"
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder beside a model's that goes with the block; the first process makes and removes it.
+
+    Its name follows from the model's, so that two conversions to one place meet in its lock, and the next one removes
+    what a killed one left.
+    """
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+    path = _nearest_folder(folder.parent) / f".clipvis-{name}"
     if jax.process_index() != 0:
         yield path
         return
-    path.mkdir()
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    with locked_folder(path, who="another process", place=folder):
+        try:
+            if (path / "old").exists() and not folder.exists():
+                (path / "old").rename(folder)  # it was killed between the two renames of ``_move_into_place``
+            for left in path.iterdir():
+                if left.name != LOCK:
+                    shutil.rmtree(left)
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _move_into_place(new: Path, folder: Path, *, old: Path) -> None:
-    """Give a folder its name; what had it before is moved to ``old``, and back if anything goes wrong."""
+    """Give a folder its name, in one step where the system can.
+
+    Elsewhere what had it before is moved to ``old``, and back if anything goes wrong.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and exchange(new, folder):
+        return
     try:
         if folder.exists():
             folder.rename(old)

@@ -297,6 +297,31 @@ def test_old_results_stay_when_writing_fails(
     assert contents(out) == before
 
 
+def test_new_results_never_stand_beside_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the process is killed: where tracks.json is, the overlay is of the same run."""
+    source = make_source(tmp_path, "folder", FrameSelection())
+    out = tmp_path / "out"
+    out.mkdir()
+    for file in ("tracks.json", "overlay.mp4"):
+        (out / file).write_text("old")
+    seen = []
+    replace = Path.replace
+
+    def look(path: Path, target: Path) -> Path:
+        seen.append({name: b"old" in data for name, data in contents_of_files(out).items()})
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", look)
+    write_results(out, make_result(12), source, FrameSelection(), overlay=True, show_progress=False)
+    old, new = {"tracks.json": True, "overlay.mp4": True}, {"overlay.mp4": False}
+    assert seen == [old] * (len(seen) - 2) + [{"overlay.mp4": True}, new]
+    assert sorted(contents(out)) == ["overlay.mp4", "tracks.json"]
+
+
+def contents_of_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def test_a_new_folder_goes_when_the_work_fails(tmp_path: Path) -> None:
     for keep in (False, True):
         (tmp_path / "old").mkdir(exist_ok=True)

@@ -516,3 +516,15 @@ def test_folders_named_like_a_pattern(tmp_path):
     raw = raw_dataset(tmp_path)
     for name in ("**", "[a]", "a?*"):
         assert_same(open_prepared(prepare(raw, tmp_path / name).parents[2]), raw)
+
+
+def test_nothing_is_left_behind(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    raw = raw_dataset(tmp_path)
+    folder = prepare(raw, tmp_path / "out")
+    assert not list((tmp_path / "tmp").iterdir())
+    names = sorted(path.name for path in folder.iterdir())
+    (folder / "unfinished").mkdir()  # killed just before the end
+    assert prepare(raw, tmp_path / "out") == folder
+    assert sorted(path.name for path in folder.iterdir()) == names

@@ -1,6 +1,7 @@
 """Model folders: what is written is read again; damage and failures are noticed and leave nothing behind."""
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -27,6 +28,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.inference.segmenter import InferenceConfig
 from clipvis_jax.models.clipvis import ClipVisConfig
 from clipvis_jax.text.tokenizer import ClipTokenizer, make_tokenizer
+from clipvis_jax.weights import model_folder
 from clipvis_jax.weights.convert import from_state_dict
 from clipvis_jax.weights.model_folder import (
     FORMAT_VERSION,
@@ -333,6 +335,7 @@ def test_a_failure_leaves_all_as_it_was(
     if exists:
         save(folder)
     before = contents(tmp_path)
+    monkeypatch.setattr(model_folder, "exchange", lambda *_: False)  # as where the system cannot
 
     def fail(*_: object, **__: object) -> None:
         raise FAILURES[failure]
@@ -356,6 +359,7 @@ def test_a_replaced_model_comes_back_when_the_new_one_cannot_be_moved(
     folder = tmp_path / "model"
     save(folder, source={"converter": "first"})
     rename = Path.rename
+    monkeypatch.setattr(model_folder, "exchange", lambda *_: False)  # as where the system cannot
 
     def rename_but_the_new_one(path: Path, target: Path) -> Path:
         if path.name == "new":
@@ -366,6 +370,49 @@ def test_a_replaced_model_comes_back_when_the_new_one_cannot_be_moved(
         patch.setattr(Path, "rename", rename_but_the_new_one)
         with pytest.raises(KeyboardInterrupt):
             save(folder, source={"converter": "second"}, overwrite=True)
+    assert json.loads((folder / "config.json").read_text())["source"] == {"converter": "first"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot")
+def test_a_model_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    save(folder, source={"converter": "first"})
+    rename = Path.rename
+
+    def rename_others(path: Path, target: Path) -> Path:
+        assert folder not in (path, target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_others)
+    save(folder, source={"converter": "second"}, overwrite=True)
+    assert json.loads((folder / "config.json").read_text())["source"] == {"converter": "second"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_one_conversion_at_a_time_and_what_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    save(folder, source={"converter": "first"})
+    said = []
+
+    def meanwhile(*given: object, **options: object) -> None:
+        (temporary,) = tmp_path.glob(".clipvis-*")
+        said.append(message_of(save, folder, overwrite=True))
+        # Killed between two renames, where the system cannot do it in one step.
+        folder.rename(temporary / "old")
+        shutil.copytree(temporary, tmp_path / "left")
+        (temporary / "old").rename(folder)
+        raise KeyboardInterrupt
+
+    name = f".clipvis-{hashlib.sha256(bytes(folder)).hexdigest()[:8]}"
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipTokenizer, "save", meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            save(folder, overwrite=True)
+    assert said == [f"{folder}: another process is at work there; wait for it, or choose another folder"]
+    shutil.rmtree(folder)
+    (tmp_path / "left").rename(tmp_path / name)
+    assert "exists already" in message_of(save, folder)
     assert json.loads((folder / "config.json").read_text())["source"] == {"converter": "first"}
     assert list(tmp_path.iterdir()) == [folder]
 

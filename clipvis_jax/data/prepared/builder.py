@@ -20,6 +20,11 @@ FEATURES = tfds.features.FeaturesDict({"text": tfds.features.Text(), "image": tf
 Features = dict[str, Any]
 
 
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Ask no store for what it knows of the data set, which is nothing; it would leave an empty folder."""
+
+
 class PreparedBuilder(tfds.core.GeneratorBasedBuilder):
     """Base of the builders. Files go to a folder named after the data set.
 
@@ -47,7 +52,7 @@ class PreparedBuilder(tfds.core.GeneratorBasedBuilder):
             yield {"text": name, "image": self.dataset.read_frame(index, frame)}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description=f"{self.dataset.name}, {self.level}, as clipvis_jax prepares it.",
             features=FEATURES,

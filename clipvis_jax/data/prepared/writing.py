@@ -87,12 +87,15 @@ def prepare(
         "shard_bytes": shard_bytes,
     }
     try:
-        if _is_finished(folder, fingerprint):
+        progress = folder / PROGRESS_FOLDER
+        if _is_finished(folder, fingerprint) and not progress.exists():
             return folder
         with _locked(folder):
             if not _is_finished(folder, fingerprint):  # another process may have been faster
                 shards = _write_shards(builder, folder, fingerprint, show_progress)
                 _write_metadata(builder, folder, fingerprint, shards)
+            if progress.exists():
+                progress.rmtree()
     except OSError as error:
         raise output_error(error.filename or str(folder), error) from error
     return folder
@@ -225,7 +228,6 @@ def _write_metadata(
     ]
     info.set_splits(tfds.core.splits.SplitDict(splits))
     info.write_to_directory(folder)
-    (folder / PROGRESS_FOLDER).rmtree()
 
 
 def _read_note(path: epath.Path, kind: Any) -> Any:
