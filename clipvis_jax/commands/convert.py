@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import numpy as np
 from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.io.terminal import print_lines
-from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
+from clipvis_jax.models.clipvis import ClipVisConfig, clip_shapes, decoder_shapes
 from clipvis_jax.models.query_decoder import IouActivation
 from clipvis_jax.text.tokenizer import load_tokenizer
 from clipvis_jax.version import __version__
@@ -170,8 +169,8 @@ def read_config(path: Path) -> tuple[ClipVisConfig | None, RunDefaults]:
             config = config_from_json(description["config"])
             run_defaults = run_defaults_from_json(description.get("inference", {}))
             # Sizes that do not go together show here.
-            for init in (ClipVis(config).init_clip, ClipVis(config).init_decoders):
-                jax.eval_shape(init, jax.random.key(0))
+            clip_shapes(config)
+            decoder_shapes(config)
     except Exception as error:  # whatever wrong names, types and numbers lead to
         raise InputError(
             f"{path}: its {CONFIG_KEY} is damaged ({first_line(error)}); export the model again"

@@ -22,7 +22,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.loop.matmul_flops import count_matmul_flops
 from clipvis_jax.loop.sharding import make_mesh
 from clipvis_jax.models.backbones import BACKBONES
-from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig
+from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, clip_shapes
 from clipvis_jax.training.optimizer import make_optimizer
 from clipvis_jax.training.step import abstract_state, check_batch, make_train_step
 from clipvis_jax.training.structs import Targets, TrainingBatch
@@ -148,7 +148,7 @@ def compile_step(experiment: ClipVisExperiment, devices: Sequence[Any], topology
     model = model_of(experiment)
     optimizer = make_optimizer(experiment.optimizer)
     mesh = make_mesh(experiment.fsdp, devices)
-    trunk = jax.eval_shape(model.init_clip, jax.random.key(0))["trunk"]
+    trunk = clip_shapes(model.config)["trunk"]
     batch = _abstract_batch(experiment)
     check_batch(batch, mesh, experiment.step.accumulation)
     step = make_train_step(model, experiment.step, optimizer, mesh)

@@ -30,7 +30,7 @@ from clipvis_jax.io.prefetch import prefetch
 from clipvis_jax.masks.resize import MaskResizer
 from clipvis_jax.media.video_reader import FrameSource, open_frames
 from clipvis_jax.models import ops
-from clipvis_jax.models.clipvis import ClipVis, Variables
+from clipvis_jax.models.clipvis import ClipVis, Variables, jitted
 from clipvis_jax.models.sizes import MAX_INPUT_SIDE
 from clipvis_jax.models.structs import FramePredictions
 from clipvis_jax.models.text_classifier import TextClassifier
@@ -161,13 +161,9 @@ class Segmenter:
         self._tokenizer = tokenizer
         self._hashed: tuple[list[Any], str] = ([], "")
         self._cache_dir = cache_dir
-        self._predict_frames = jax.jit(model.predict_frames)
-        self._encode_text = jax.jit(model.encode_text)
-        self._class_probs = jax.jit(
-            lambda clip_vars, visual, classifier: jax.nn.softmax(
-                model.name_embeddings(clip_vars, visual, classifier), axis=-1
-            )
-        )
+        self._predict_frames = jitted(model, "predict_frames")
+        self._encode_text = jitted(model, "encode_text")
+        self._class_probs = jitted(model, "class_probs")
         self._vocabulary: tuple[object, TextClassifier] | None = None
 
     # --- one video or image at once -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """CLIP-VIS put together: frozen CLIP, pixel decoder, query decoder, and what one window of frames gives."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -184,6 +185,12 @@ class ClipVis:
         scale = jnp.minimum(jnp.exp(clip_vars["logit_scale"]), 100.0)
         return score_classes(classifier, visual, scale)
 
+    def class_probs(
+        self, clip_vars: Variables, visual: Float[Array, "*shape e"], classifier: TextClassifier
+    ) -> Float[Array, "*shape c"]:
+        """Turn ``name_embeddings`` into probabilities, 0..1, which add up to 1 over the vocabulary."""
+        return jax.nn.softmax(self.name_embeddings(clip_vars, visual, classifier), axis=-1)
+
     def predict_frames(
         self,
         clip_vars: Variables,
@@ -208,15 +215,40 @@ class ClipVis:
         prediction = self.decode_queries(params, pixel_features)[-1]
         mask_logits = mask_logits_from(prediction.mask_embed, pixel_features.mask_features)
         visual = self.embed_masks(clip_vars, features, pixel_features, prediction)
-        class_logits = self.name_embeddings(clip_vars, visual, classifier)
         positive = mask_logits > 0
         return FramePredictions(
             object_logits=prediction.object_logits,
             iou=prediction.iou,
             query_embed=prediction.query_embed,
             visual_embed=visual,
-            class_probs=jax.nn.softmax(class_logits, axis=-1),
+            class_probs=self.class_probs(clip_vars, visual, classifier),
             mask_logits=mask_logits,
             mask_area=jnp.sum(positive, axis=(2, 3), dtype=jnp.float32),
             mask_prob_sum=jnp.sum(jnp.where(positive, jax.nn.sigmoid(mask_logits), 0), axis=(2, 3)),
         )
+
+
+# Tracing a model takes seconds. Equal models share what comes of it, however often they are made and loaded.
+
+
+@functools.lru_cache(maxsize=16)
+def jitted(model: ClipVis, method: str) -> jax.stages.Wrapped:
+    """Return a method of a model, jitted: the same function, with what it has compiled, for all models that are equal.
+
+    Args:
+        model: The model.
+        method: The name of the method.
+    """
+    return jax.jit(getattr(model, method))
+
+
+@functools.lru_cache(maxsize=16)
+def clip_shapes(config: ClipVisConfig) -> Variables:
+    """Return shapes and types of ``clip_vars``, without computing any. Not to be changed."""
+    return jax.eval_shape(ClipVis(config).init_clip, jax.random.key(0))
+
+
+@functools.lru_cache(maxsize=16)
+def decoder_shapes(config: ClipVisConfig) -> Variables:
+    """Return shapes and types of ``params``, without computing any. Not to be changed."""
+    return jax.eval_shape(ClipVis(config).init_decoders, jax.random.key(0))

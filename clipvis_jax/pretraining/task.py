@@ -31,7 +31,7 @@ from clipvis_jax.loop.train_state import TrainState
 from clipvis_jax.media.visualize import color_palette, draw_tracks
 from clipvis_jax.models.backbones import BACKBONES, Backbone
 from clipvis_jax.models.clip_text import TextConfig
-from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
+from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables, jitted
 from clipvis_jax.models.ops import STRIDE
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
@@ -199,7 +199,7 @@ class ClipTask:
         self._upscale = jax.jit(upscale, static_argnums=1, out_shardings=batch_sharding(self._mesh))
         self._compiled: dict[tuple[int, ...], tuple[Any, float]] = {}
         self._flops: float | None = None
-        self._encode_text = jax.jit(self._model.encode_text)
+        self._encode_text = jitted(self._model, "encode_text")
         self._name_regions = jax.jit(functools.partial(_name_regions, self._model))
         self.num_steps = experiment.optimizer.num_steps
         self.batch_size = experiment.data.batch_size
@@ -310,7 +310,7 @@ class ClipTask:
         """Write a model folder: the CLIP, and the decoders it began with, or random ones."""
         source = dict(source)
         if self._folder is None:
-            params = jax.jit(self._model.init_decoders)(jax.random.key(self._experiment.seed))
+            params = jitted(self._model, "init_decoders")(jax.random.key(self._experiment.seed))
         else:
             params = self._folder.params
             source["init_from"] = self._folder.source

@@ -27,7 +27,7 @@ from clipvis_jax.loop.sharding import (
     replicated,
 )
 from clipvis_jax.loop.train_state import TrainState
-from clipvis_jax.models.clipvis import ClipVis, Variables
+from clipvis_jax.models.clipvis import ClipVis, Variables, decoder_shapes
 from clipvis_jax.training.losses import LossConfig, combine_sums, loss_sums, point_keys, stack_layers
 from clipvis_jax.training.matching import MatchingMethod
 from clipvis_jax.training.structs import PointDraws, Ratio, StepMetrics, TrainingBatch
@@ -87,8 +87,7 @@ def init_state(
 
 def abstract_state(model: ClipVis, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the shapes and types of a state, without computing it."""
-    params = jax.eval_shape(model.init_decoders, jax.random.key(0))
-    return jax.eval_shape(functools.partial(TrainState.first, optimizer, 0), params)
+    return jax.eval_shape(functools.partial(TrainState.first, optimizer, 0), decoder_shapes(model.config))
 
 
 def state_shardings(model: ClipVis, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

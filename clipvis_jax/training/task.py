@@ -29,7 +29,7 @@ from clipvis_jax.loop.sharding import make_mesh, put_batch, replicated
 from clipvis_jax.loop.train_state import TrainState
 from clipvis_jax.media.visualize import color_palette, draw_tracks
 from clipvis_jax.models.backbones import BACKBONES
-from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
+from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables, jitted
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig, mask_logits_from
 from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -390,7 +390,7 @@ def _add_queries(params: Variables, config: ClipVisConfig, seed: int) -> Variabl
 
     The model goes on finding what it found, and the new queries learn what the others leave over.
     """
-    initial = jax.jit(ClipVis(config).init_decoders)(jax.random.key(seed))["query_decoder"]
+    initial = jitted(ClipVis(config), "init_decoders")(jax.random.key(seed))["query_decoder"]
     decoder = dict(params["query_decoder"])
     for name in ("query_feature", "query_position"):
         decoder[name] = np.concatenate([decoder[name], initial[name][len(decoder[name]) :]])

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.models.clip_text import Activation
-from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
+from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables, clip_shapes, decoder_shapes, jitted
 from clipvis_jax.models.query_decoder import IouActivation
 from clipvis_jax.weights.published_sizes import infer_config
 from clipvis_jax.weights.state_dicts import read_state_dict
@@ -83,15 +83,13 @@ def from_state_dict(
         config, _ = infer_config(
             shapes, source=source, activation=activation, text_heads=text_heads, iou_activation=iou_activation
         )
-    model = ClipVis(config)
-    key = jax.random.key(seed)
     used: set[str] = set()
     problems: list[str] = []
-    clip_vars = _fill(jax.eval_shape(model.init_clip, key), state_dict, config, used, problems)
+    clip_vars = _fill(clip_shapes(config), state_dict, config, used, problems)
     if _has_decoders(state_dict):
-        params = _fill(jax.eval_shape(model.init_decoders, key), state_dict, config, used, problems)
+        params = _fill(decoder_shapes(config), state_dict, config, used, problems)
     else:
-        params = jax.tree.map(np.asarray, jax.jit(model.init_decoders)(key))
+        params = jax.tree.map(np.asarray, jitted(ClipVis(config), "init_decoders")(jax.random.key(seed)))
     ignored = re.compile("|".join(IGNORED))
     problems += [f"{key} is not used" for key in state_dict if key not in used and not ignored.fullmatch(key)]
     problems = list(dict.fromkeys(problems))  # query, key and value of an attention are one entry

@@ -30,7 +30,7 @@ from clipvis_jax.io.files import exchange, output_error
 from clipvis_jax.io.folder_lock import LOCK, locked_folder
 from clipvis_jax.models.backbones import KINDS
 from clipvis_jax.models.clip_text import TextConfig
-from clipvis_jax.models.clipvis import ClipVis, ClipVisConfig, Variables
+from clipvis_jax.models.clipvis import ClipVisConfig, Variables, clip_shapes, decoder_shapes
 from clipvis_jax.models.ops import STRIDE
 from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
@@ -281,12 +281,7 @@ def _check_manifest(folder: Path) -> None:
 
 def _variable_shapes(config: ClipVisConfig) -> dict[str, Any]:
     """Return the shape of every variable of a model, without computing any."""
-    model, key = ClipVis(config), jax.random.key(0)
-    abstract = {
-        "clip_vars": jax.eval_shape(model.init_clip, key),
-        "params": jax.eval_shape(model.init_decoders, key),
-    }
-    return jax.tree.map(np.shape, abstract)
+    return jax.tree.map(np.shape, {"clip_vars": clip_shapes(config), "params": decoder_shapes(config)})
 
 
 def _check_vocabulary(tokenizer: ClipTokenizer, text: TextConfig) -> None:
