@@ -91,11 +91,11 @@ def test_a_video_and_others_of_its_padded_size_compile_once():
         for _ in range(2)
     )
     frames = clip_frames()
-    first.predict_video(frames[:1], class_names())
+    first.predict_video(frames[:5], class_names())
     segmenter.predict_video(frames, class_names())
     segmenter.predict_video([frame[:, :148] for frame in frames[:7]], class_names())
     other_names = [f"another {name}" for name in class_names()]
-    segmenter.predict_video(frames[:1], other_names)
+    segmenter.predict_video(frames[:5], other_names)
     assert segmenter._predict_frames._cache_size() == 1
     segmenter.predict_video([frame[:, :90] for frame in frames[:1]], class_names())
     assert segmenter._predict_frames._cache_size() == 2
