@@ -49,8 +49,14 @@ COMMANDS = {
     "predict": Command(
         "predict", "Predict", "Segment, track and name every instance of a video, a folder of frames or an image."
     ),
-    "rename": Command("rename", "Rename", "Name what 'clipvis predict --save-raw' found by other classes."),
-    "export-results": Command("export_results", "ExportResults", "Write the tracks of a prediction in other formats."),
+    "rename": Command(
+        "rename",
+        "Rename",
+        "Name what 'clipvis predict --save-raw' found by other classes, without running the network.",
+    ),
+    "export-results": Command(
+        "export_results", "ExportResults", "Write the tracks of 'clipvis predict' in formats of other tools."
+    ),
     "convert": Command("convert", "Convert", "Make a model folder from PyTorch weights."),
     "export": Command("export", "Export", "Write a model folder as a PyTorch state dict, for the authors' code."),
     "eval": Command("evaluate", "Evaluate", "Run a model over a data set and score it by its official metrics.", True),
