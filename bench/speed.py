@@ -22,10 +22,12 @@ from clipvis_jax.inference.association import associate
 from clipvis_jax.inference.frame_store import FrameStore
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.masks.resize import encode_rle
+from clipvis_jax.models.backbones import BACKBONES
 from clipvis_jax.models.query_decoder import mask_logits_from
 from clipvis_jax.text.vocabulary import make_text_classifier
 
 HEIGHT, WIDTH, NUM_CLASSES = 480, 854, 40
+PAPER_NAMES = {"ConvNeXt-B": "convnext_base_w"}
 
 
 def median_seconds(function, repeats=7):
@@ -122,17 +124,20 @@ def measure(name, num_layers, dtype, num_frames):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=[], help="names of published backbones")
+    parser.add_argument("models", nargs="*", help=f"published backbones: {', '.join([*PAPER_NAMES, *BACKBONES])}")
     parser.add_argument("--layers", type=int, default=6, help="query decoder layers")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--frames", type=int, default=24, help="frames of the end-to-end run")
     options = parser.parse_args()
-    if len(options.models) != 1:
-        for name in options.models or ["RN50", "convnext_base_w"]:
+    models = [PAPER_NAMES.get(name, name) for name in options.models or ["RN50", "ConvNeXt-B"]]
+    if unknown := set(models) - set(BACKBONES):
+        parser.error(f"unknown backbone {', '.join(sorted(unknown))}; give {', '.join([*PAPER_NAMES, *BACKBONES])}")
+    if len(models) != 1:
+        for name in models:
             arguments = ["--layers", str(options.layers), "--dtype", options.dtype, "--frames", str(options.frames)]
             subprocess.run([sys.executable, "-m", "bench.speed", name, *arguments], check=True)
         return
-    name = options.models[0]
+    name = models[0]
     rows = measure(name, options.layers, options.dtype, options.frames)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     device = jax.devices()[0].device_kind

@@ -168,7 +168,7 @@ def compile_step(experiment: ClipVisExperiment, devices: Sequence[Any], topology
             needed, limit = parse_out_of_memory(str(error))
             if needed is None:
                 raise
-    analysis = compiled.cost_analysis() if compiled is not None else {}
+    analysis = (compiled.cost_analysis() if compiled is not None else None) or {}
     return CompileReport(
         topology=topology,
         chip=devices[0].device_kind,
