@@ -1,8 +1,10 @@
 """``clipvis predict``."""
 
 import dataclasses
+import hashlib
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import arg
@@ -10,22 +12,30 @@ from tyro.conf import arg
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.commands.naming import NamingOptions
 from clipvis_jax.errors import InputError
+from clipvis_jax.io.terminal import print_lines
+
+if TYPE_CHECKING:
+    from clipvis_jax.inference.segmenter import Background, Segmenter
+    from clipvis_jax.media.video_reader import FrameSelection, FrameSource
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predict(NamingOptions):
-    """Segment, track and name every instance of a video, a folder of frames or an image.
+    """Segment, track and name every instance of videos, folders of frames or images.
 
     Writes tracks.json (YouTube-VIS results with class names and the video's facts) and overlay.mp4 (overlay.png for
-    an image) into the output folder, and prints a table of the tracks.
+    an image) into the output folder, and prints a table of the tracks. Of several sources, each gets a folder of its
+    own in there; run again, the command goes on with those that are not finished.
 
     For example:
       clipvis predict clip.mp4 --model model --classes "dog, puppy" kettle "coffee cup"
       clipvis predict frames/ --model model --classes-file names.txt --out out --every 2
+      clipvis predict footage/ extra.mov "archive/*.mp4" --model model --classes dog --out out
     """
 
-    source: Annotated[Path, tyro.conf.Positional, arg(metavar="SOURCE")]
-    """Video file (MP4, MOV, MKV, WebM, AVI, MPEG and others), animation, folder of images, or image."""
+    source: Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="SOURCE [SOURCE ...]")]
+    """Video file (MP4, MOV, MKV, WebM, AVI, MPEG and others), animation, folder of images, or image; or a folder of
+    videos, or a pattern such as "*.mp4"."""
     model: Annotated[Path, arg(metavar="DIR")]
     """Model folder, made by 'clipvis convert'."""
     start: Annotated[int, arg(metavar="N")] = 0
@@ -54,43 +64,101 @@ class Predict(NamingOptions):
         """Run ``clipvis predict``.
 
         Raises:
-            InputError: An option, the source, the model or the output folder cannot be used; nothing was written.
+            InputError: An option, a source, the model or the output folder cannot be used; nothing was written of that
+                source.
         """
         # Whatever can be wrong is looked at before the work begins, the quick checks first.
         self.check()
         if self.max_pixels is not None and self.max_pixels < 1:
             raise InputError(f"--max-pixels {self.max_pixels}: must be 1 or more")
         with stopping_at_once():
-            from clipvis_jax.commands import predict_outputs
+            from clipvis_jax.commands.sources import Finished, find_sources, folder_names
             from clipvis_jax.inference.loading import enable_compilation_cache, load
             from clipvis_jax.inference.scores import ScoreConfig
             from clipvis_jax.inference.segmenter import InferenceConfig
-            from clipvis_jax.media.images import MAX_PIXELS
-            from clipvis_jax.media.video_reader import FrameSelection, open_frames
+            from clipvis_jax.io.files import prepare_output_dir
 
             classes = self.read_classes()
             background = self.read_background()
-            selection = FrameSelection(self.start, self.end, self.every)
+            sources = find_sources(self.source)
+            if not sources:
+                raise InputError("no source given; give a video, an image, a folder of either, or a pattern")
+            is_single = sources == list(self.source)[:1] and len(sources) == len(self.source)
             config = InferenceConfig(
                 size=self.size, window=self.window, scores=ScoreConfig(over=self.scores), temp_dir=self.out
             )
-            source = open_frames(
-                self.source, selection, on_error=self.on_error, max_pixels=self.max_pixels or MAX_PIXELS
-            )
-            if self.overlay and predict_outputs.overlay_path(self.out, source).resolve() == self.source.resolve():
-                raise InputError(f"{self.source}: the overlay would replace it; choose another --out")
+            opened = self._open(sources[0], self.out) if is_single else None
+            names = [] if is_single else folder_names(sources)
             enable_compilation_cache()
             segmenter = load(self.model, dtype=self.dtype, config=config)
-            facts = {
-                "model": str(self.model.resolve()),
-                "dtype": self.dtype,
-                "text_digest": segmenter.text_digest(),
-                "source": str(self.source.resolve()),
-                "selection": dataclasses.asdict(selection),
-                "on_error": self.on_error,
-                "max_pixels": self.max_pixels or MAX_PIXELS,
-            }
-        with predict_outputs.output_folder(self.out) as out:
+        if opened is not None:
+            self._segment(segmenter, sources[0], opened, self.out, classes=classes, background=background)
+            return
+        settings = dataclasses.asdict(dataclasses.replace(self, source=(), out=Path())) | {
+            "classes": classes,
+            "background": background,
+            "model": hashlib.sha256((self.model / "config.json").read_bytes()).hexdigest(),
+        }
+        finished = Finished(prepare_output_dir(self.out), settings)
+        failed = 0
+        for number, (source, name) in enumerate(zip(sources, names, strict=True), start=1):
+            title = f"{source} ({number} of {len(sources)})"
+            if finished.has(name, source):
+                print_lines(f"{title}: finished already, see {self.out / name}")
+                continue
+            print_lines(title)
+            try:
+                opened = self._open(source, self.out / name)
+                self._segment(segmenter, source, opened, self.out / name, classes=classes, background=background)
+            except InputError as error:
+                failed += 1
+                print_lines(f"clipvis: error: {error}", file=sys.stderr)
+                continue
+            finished.add(name, source)
+        if failed:
+            raise InputError(f"{failed} of {len(sources)} sources could not be segmented, see above")
+
+    def _open(self, path: Path, out: Path) -> "FrameSource":
+        """Open a source whose results will be written to a folder."""
+        from clipvis_jax.commands.predict_outputs import overlay_path
+        from clipvis_jax.media.images import MAX_PIXELS
+        from clipvis_jax.media.video_reader import open_frames
+
+        source = open_frames(path, self._selection(), on_error=self.on_error, max_pixels=self.max_pixels or MAX_PIXELS)
+        if self.overlay and overlay_path(out, source).resolve() == path.resolve():
+            raise InputError(f"{path}: the overlay would replace it; choose another --out")
+        return source
+
+    def _selection(self) -> "FrameSelection":
+        from clipvis_jax.media.video_reader import FrameSelection
+
+        return FrameSelection(self.start, self.end, self.every)
+
+    def _segment(
+        self,
+        segmenter: "Segmenter",
+        path: Path,
+        source: "FrameSource",
+        folder: Path,
+        *,
+        classes: list[str],
+        background: "Background",
+    ) -> None:
+        """Segment a source, and write its results to a folder."""
+        from clipvis_jax.commands import predict_outputs
+        from clipvis_jax.media.images import MAX_PIXELS
+
+        selection = self._selection()
+        facts: dict[str, Any] = {
+            "model": str(self.model.resolve()),
+            "dtype": self.dtype,
+            "text_digest": segmenter.text_digest(),
+            "source": str(path.resolve()),
+            "selection": dataclasses.asdict(selection),
+            "on_error": self.on_error,
+            "max_pixels": self.max_pixels or MAX_PIXELS,
+        }
+        with predict_outputs.output_folder(folder) as out:
             result = segmenter.predict(
                 source,
                 classes,

@@ -28,7 +28,7 @@ from clipvis_jax.inference.tracker import FrameQueries, TrackerState
 from clipvis_jax.inference.video_state import VideoState
 from clipvis_jax.io.prefetch import prefetch
 from clipvis_jax.masks.resize import MaskResizer
-from clipvis_jax.media.video_reader import FrameSource, open_frames
+from clipvis_jax.media.video_reader import FramesInMemory, FrameSource, open_frames
 from clipvis_jax.models import ops
 from clipvis_jax.models.clipvis import ClipVis, Variables, jitted
 from clipvis_jax.models.sizes import MAX_INPUT_SIDE
@@ -170,7 +170,7 @@ class Segmenter:
 
     def predict(
         self,
-        source: str | Path | FrameSource,
+        source: str | Path | FrameSource | Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray],
         classes: Sequence[str],
         *,
         background: Background = (),
@@ -182,7 +182,9 @@ class Segmenter:
         """Segment, track and name every instance of a video file, folder of frames, or image.
 
         Args:
-            source: A path, or frames opened by ``clipvis_jax.media.video_reader.open_frames``.
+            source: A path; frames opened by ``clipvis_jax.media.video_reader.open_frames``; a Pillow image or an array
+                (RGB, 8 bits) of shape (height, width, 3); an array of a video, (frames, height, width, 3), or a list
+                of its frames.
             classes: Class names; synonyms of one class are separated by commas.
             background: Names of what else the video may show, which take part in the classification and are left out
                 of the results. The method has none, so that whatever is found is one of ``classes``; with few classes,
@@ -197,6 +199,8 @@ class Segmenter:
         """
         if isinstance(source, str | Path):
             source = open_frames(source)
+        elif not isinstance(source, FrameSource):
+            source = FramesInMemory(source)
         if source.kind == "image":
             _, image = next(iter(source))
             top_k = IMAGE_TOP_K if top_k is None else top_k

@@ -85,13 +85,13 @@ def read_pages(path: Path, max_pixels: int = sys.maxsize) -> Iterator[UInt8[np.n
     """
     with _opened(path, str(path)) as image:
         for page in _pages(image, str(path), max_pixels):
-            yield _rgb(page, str(path))
+            yield rgb_of(page, str(path))
 
 
 def _read(source: Path | io.BytesIO, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     with _opened(source, name) as image:
         pages = _pages(image, name, max_pixels)
-        page_u8 = _rgb(next(pages), name)
+        page_u8 = rgb_of(next(pages), name)
         if next(pages, None) is not None:
             raise InputError(f"{name}: has several pages where one image is needed; save its pages as files")
         return page_u8
@@ -163,7 +163,12 @@ def _pages(image: Image.Image, name: str, max_pixels: int) -> Iterator[Image.Ima
             yield page
 
 
-def _rgb(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def rgb_of(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Turn a Pillow image upright and into 8-bit RGB; `name` is what messages call it.
+
+    Raises:
+        InputError: it has 32-bit pixels, for which no range is defined.
+    """
     image.load()
     if (turn := _TURNS.get(_orientation(image))) is not None:
         image = image.transpose(turn)
@@ -210,11 +215,10 @@ def list_images(folder: Path) -> list[Path]:
     if not images:
         what = "holds no images" if any(folder.iterdir()) else "is empty"
         raise InputError(f"{folder}: folder {what}; give a folder with {', '.join(IMAGE_SUFFIXES)} files")
+    return sorted(images, key=natural_order)
+
+
+def natural_order(path: Path) -> tuple[list[int | str], str]:
+    """Sort key of file names in which numbers count as such."""
     # Split by a group, texts stand at even and digits at odd places, so like is compared with like.
-    return sorted(
-        images,
-        key=lambda path: (
-            [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)],
-            path.name,
-        ),
-    )
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)], path.name

@@ -4,19 +4,28 @@ Frames are 8-bit RGB in numpy. Only a few decoded frames exist at a time.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.media.images import IMAGE_SUFFIXES, MAX_PIXELS, list_images, page_durations_ms, read_image, read_pages
+from clipvis_jax.media.images import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    list_images,
+    page_durations_ms,
+    read_image,
+    read_pages,
+    rgb_of,
+)
 from clipvis_jax.media.video_decoder import VideoDecoder
 
 
@@ -128,6 +137,39 @@ def open_frames(
     if len(durations_ms) > 1:
         return _PageSource(path, durations_ms, selection, max_pixels)
     return _ImageSource("image", path.name, [path], selection, max_pixels)
+
+
+class FramesInMemory(FrameSource):
+    """Frames that are there already: a Pillow image, an array (RGB, 8 bits) or a list of either; see FrameSource.
+
+    An array of shape (height, width, 3) and a single image are an image; one of (frames, height, width, 3) and a list
+    are a video.
+    """
+
+    def __init__(self, images: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray]) -> None:
+        """Look at the first frame.
+
+        Raises:
+            InputError: There is none, or it is no frame.
+        """
+        is_image = isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim != 4)
+        self._images: Sequence[Any] = [images] if is_image else images  # type: ignore[assignment]
+        if not len(self._images):
+            raise InputError("the video has no frame; nothing to segment")
+        self.kind, self.name = ("image", "image") if is_image else ("video", "frames")
+        first = _as_array(self._images[0], 0)
+        if first.ndim != 3:
+            raise InputError(f"a frame is an array of shape {first.shape}; must be uint8 RGB, (height, width, 3)")
+        self.height, self.width = first.shape[:2]
+        self.expected_frames = len(self._images)
+
+    def __iter__(self) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
+        for number, image in enumerate(self._images):
+            yield number, _as_array(image, number)
+
+
+def _as_array(image: Any, number: int) -> np.ndarray:
+    return rgb_of(image, f"frame {number}") if isinstance(image, Image.Image) else np.asarray(image)
 
 
 class _ImageSource(FrameSource):

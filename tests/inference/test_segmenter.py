@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import golden
+from PIL import Image
 from tiny import SIZE, TOP_K, GoldenTokenizer, class_names, clip_frames, tiny_model, tiny_segmenter
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.association import AssociationConfig
 from clipvis_jax.inference.frame_store import FrameStore
+from clipvis_jax.inference.results import VideoResult
 from clipvis_jax.inference.scores import ScoreConfig, unit_length
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.inference.tracker import FrameQueries, TrackerState
@@ -444,3 +446,31 @@ def test_a_state_that_nobody_closed_takes_its_file_along(tmp_path):
     del store
     gc.collect()
     assert file.closed
+
+
+def test_frames_in_memory(monkeypatch):
+    """Arrays, Pillow images and lists of them are what the same pixels in a file are."""
+    segmenter = tiny_segmenter("rn", window=1)
+    taken = []
+
+    def take(frames, *_, num_frames="image", **__):
+        taken.append((num_frames, np.stack([*frames])))
+        return object.__new__(VideoResult)
+
+    monkeypatch.setattr(segmenter, "predict_image", take)
+    monkeypatch.setattr(segmenter, "predict_video", take)
+    video = np.stack(clip_frames()[:3])
+    turned = Image.fromarray(np.rot90(video[0]))
+    turned.getexif()[0x0112] = 6  # to be shown turned by a quarter, clockwise
+    for source in (video[0], Image.fromarray(video[0]), turned):
+        segmenter.predict(source, ["dog"])
+    for source in (video, list(video), [Image.fromarray(frame) for frame in video]):
+        segmenter.predict(source, ["dog"])
+    assert [kind for kind, _ in taken] == ["image"] * 3 + [3] * 3
+    for _, frames in taken:
+        np.testing.assert_array_equal(frames, video if frames.ndim == 4 else video[0])
+    segmenter.predict(video[:1], ["dog"])
+    assert taken[-1][0] == 1  # a video of one frame
+    for source, message in (([], "has no frame"), (np.zeros(3), r"shape \(3,\)")):
+        with pytest.raises(InputError, match=message):
+            segmenter.predict(source, ["dog"])
