@@ -47,7 +47,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "predict": Command(
-        "predict", "Predict", "Segment, track and name every instance of a video, a folder of frames or an image."
+        "predict", "Predict", "Segment, track and name every instance of videos, folders of frames or images."
     ),
     "rename": Command(
         "rename",
