@@ -46,7 +46,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         InputError: the file cannot be written (no space, no permission, no such folder, not a regular file).
     """
     target = Path(path).resolve()
-    temporary = target.with_name(f".clipvis-{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(_temporary_name(target.parent) + target.suffix)
     try:
         if target.exists() and not target.is_file():
             # Renaming would also replace a device such as /dev/null.
@@ -77,7 +77,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     if os.path.lexists(target):
         raise InputError(f"{path}: exists already; choose another folder, or remove it")
-    temporary = target.with_name(f".clipvis-{secrets.token_hex(4)}")
+    temporary = target.with_name(_temporary_name(target.parent))
     try:
         temporary.mkdir()
         yield temporary
@@ -101,7 +101,7 @@ def writing_together(folder: Path, last: str) -> Iterator[Path]:
     Raises:
         InputError: A file cannot be written; the message names it as if it were in `folder` already.
     """
-    stage = folder / f".clipvis-{secrets.token_hex(4)}"
+    stage = folder / _temporary_name(folder)
     try:
         stage.mkdir()
         yield stage
@@ -133,6 +133,36 @@ def exchange(one: Path, other: Path) -> bool:
         return False
     here, exchanged = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
     return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchanged) == 0
+
+
+def _temporary_name(folder: Path) -> str:
+    """Return a name for what is being written in a folder; what killed processes left there is removed first."""
+    _remove_dead(folder)
+    return f".clipvis-{_mark(os.getpid())}-{secrets.token_hex(4)}"
+
+
+def _mark(pid: str | int) -> str:
+    """Tell a running process from all others, past ones included; where the system does not, nothing."""
+    with suppress(OSError, IndexError):
+        start = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+        return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}.{pid}.{start}"
+    return ""
+
+
+@functools.cache
+def _remove_dead(folder: Path) -> None:
+    own = _mark(os.getpid()).split(".")
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if not path.name.startswith(".clipvis-"):
+                continue
+            mark = path.name.split("-")[1].split(".")
+            # Of another machine, another container or another user nobody knows here whether they run.
+            known = len(mark) == 4 and mark[:2] == own[:2] and path.lstat().st_uid == os.getuid()
+            if known and _mark(mark[2]) != ".".join(mark):
+                with suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

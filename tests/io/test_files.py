@@ -2,11 +2,14 @@ import ast
 import errno
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from clipvis_jax.errors import InputError
+from clipvis_jax.io import files
 from clipvis_jax.io.files import atomic_path, cache_folder, output_error, prepare_output_dir, write_text
 
 
@@ -184,3 +187,35 @@ def test_the_cache_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(folder.iterdir()) == []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "clipvis_jax"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from clipvis_jax.io.files import atomic_path, writing_together
+with atomic_path(Path(sys.argv[1]) / "one.bin"), writing_together(Path(sys.argv[1]), "two") as stage:
+    (stage / "two").touch()
+    if len(sys.argv) > 2:
+        print("ready", flush=True)
+        sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    left = sorted(tmp_path.iterdir())
+    assert len(left) == 2
+    command = [sys.executable, "-c", KILLED, tmp_path, "wait"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        running = set(tmp_path.iterdir())
+        assert not running.intersection(left)
+        write_text(tmp_path / "text", "x")
+        assert set(tmp_path.iterdir()) == running | {tmp_path / "text"}
+        other.communicate("\n")
+    (tmp_path / ".clipvis-notes").touch()  # not ours
+    files._remove_dead.cache_clear()
+    write_text(tmp_path / "text", "y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".clipvis-notes", "text"]
