@@ -42,6 +42,7 @@ class _Samples(NamedTuple):
         return jnp.stack([left * top, self.right * top, left * self.down, self.right * self.down], axis=1)
 
 
+@partial(jax.jit, static_argnames=("level_shapes", "order"))  # so that layers alike are traced once
 def forward(
     values: Float[Array, "b n heads head_dim"],
     points_px: Float[Array, "b m heads levels p 2"],
@@ -56,6 +57,7 @@ def forward(
     return jnp.moveaxis(sampled, 1, 2).astype(values.dtype)
 
 
+@partial(jax.jit, static_argnames=("level_shapes", "order"))  # so that layers alike are traced once
 def backward(
     values: Float[Array, "b n heads head_dim"],
     points_px: Float[Array, "b m heads levels p 2"],
