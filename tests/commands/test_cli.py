@@ -29,6 +29,7 @@ import clipvis_jax
 from clipvis_jax.cli import COMMANDS, main
 from clipvis_jax.commands.options import name_option
 from clipvis_jax.commands.predict import Predict
+from clipvis_jax.inference.loading import load
 from clipvis_jax.inference.raw_video import load_video, save_video
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.io.terminal import safe_printing
@@ -63,7 +64,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def segmenter_of(folder: Path, dtype: str) -> Segmenter:
-    return clipvis_jax.load(folder, dtype=dtype)
+    return load(folder, dtype=dtype)
 
 
 def opened(folder: Path, dtype: str, config: InferenceConfig) -> Segmenter:
