@@ -31,13 +31,12 @@ class Case:
 
 
 @functools.cache
-def load_case(name, padding=2):
-    """Load a case with ``padding`` target slots more than it needs."""
+def load_case(name, slots=7):
+    """Load a case with ``slots`` targets per image: of the same shapes as others, to share what is compiled."""
     arrays = golden(f"tiny_train_{name}")
     frames = [0, 2, 1, 3] if name == "video_2frames" else [0, 1]
     num_images, num_layers = len(frames), len(LAYERS)
     counts = [len(arrays[f"target_labels_{image}"]) for image in range(num_images)]
-    slots = max(counts) + padding
     size = arrays["target_masks_0"].shape[1:]
     masks = np.zeros((num_images, slots, *size), bool)
     valid, absent = np.zeros((2, num_images, slots), bool)
