@@ -323,6 +323,7 @@ class Evaluate:
                 ground_truth=ground_truth,
                 results=results,
                 classification=summary.oracle_masks,
+                best_scores=summary.best_scores,
                 groups=groups,
                 other_protocols={metrics.protocol: metrics for metrics in summary.protocols[1:]},
                 burst=burst,

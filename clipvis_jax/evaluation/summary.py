@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from clipvis_jax.evaluation.best_score import BestScores, find_best_scores
 from clipvis_jax.evaluation.diagnostics import (
     evaluate_class_agnostic,
     evaluate_classification,
@@ -25,13 +26,15 @@ class Summary:
     """Scores by every protocol asked for, the first being the data set's own, and what tells where results are weak.
 
     ``class_agnostic`` counts all classes as one, with recall by group; ``oracle_names`` judges masks and tracks as if
-    the names were perfect, ``oracle_masks`` the names as if the masks were.
+    the names were perfect, ``oracle_masks`` the names as if the masks were. ``best_scores`` tells from which
+    score on results are worth showing; None if none is right.
     """
 
     protocols: tuple[VideoMetrics, ...]
     class_agnostic: VideoMetrics
     oracle_names: VideoMetrics
     oracle_masks: VideoMetrics
+    best_scores: BestScores | None
 
     @property
     def main(self) -> VideoMetrics:
@@ -62,6 +65,7 @@ def summarize(
         evaluate_class_agnostic(ground_truth, results, main, groups=all_groups, show_progress=show_progress),
         evaluate_segmentation(ground_truth, results, main, show_progress=show_progress),
         evaluate_classification(ground_truth, results, main, show_progress=show_progress),
+        find_best_scores(ground_truth, results, main),
     )
 
 
@@ -89,9 +93,17 @@ def summary_to_json(summary: Summary, ground_truth: GroundTruth) -> dict[str, An
         },
         "oracle_names": scores(summary.oracle_names.stats),
         "oracle_masks": scores(summary.oracle_masks.stats),
+        "best_f1": _best_to_json(summary.best_scores),
         "thresholds": THRESHOLDS.tolist(),
         "max_results": [int(name[2:]) for name in summary.main.stats if name[2:].isdecimal() and name[:2] == "AR"],
     }
+
+
+def _best_to_json(best: BestScores | None) -> dict[str, Any] | None:
+    if best is None:
+        return None
+    categories = [{"id": number, **dataclasses.asdict(score)} for number, score in best.per_category.items()]
+    return dataclasses.asdict(best.overall) | {"categories": categories}
 
 
 def print_summary(summary: Summary, *, title: str) -> None:
@@ -112,4 +124,10 @@ def print_summary(summary: Summary, *, title: str) -> None:
     )
     agnostic = {"all": summary.class_agnostic.stats, **summary.class_agnostic.groups}
     listed = ", ".join(f"{name} {percent(values['AR100'])}" for name, values in agnostic.items())
+    if summary.best_scores is not None:
+        best = summary.best_scores.overall
+        print_lines(
+            f"best F1 {percent(best.f1)} with a --min-score of {best.shown}: precision {percent(best.precision)}, "
+            f"recall {percent(best.recall)}, at IoU 0.5"
+        )
     print_lines(f"class-agnostic: AP {percent(summary.class_agnostic.stats['AP'])}; AR100 {listed}")

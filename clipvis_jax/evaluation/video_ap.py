@@ -118,14 +118,14 @@ def _score_videos(
     ground_truth: GroundTruth, results: Sequence[Result], protocol: Protocol, show_progress: bool
 ) -> tuple[dict[str, Float[np.ndarray, " c"]], Float[np.ndarray, "c thresholds recalls"]]:
     """Score every class, in the order of ids: scores by name, and the precision behind AP."""
-    annotations_of = _by_category_and_video(ground_truth.annotations)
-    results_of = _by_category_and_video(results)
+    annotations_of = by_category_and_video(ground_truth.annotations)
+    results_of = by_category_and_video(results)
     category_ids = sorted(ground_truth.categories)
     table = np.full((len(category_ids), len(STATS)), ABSENT)
     precision = np.full((len(category_ids), len(THRESHOLDS), len(RECALL_POINTS)), ABSENT)
     for row, category_id in enumerate(tqdm(category_ids, "scoring", unit="class", disable=not show_progress)):
         if category_id in annotations_of:
-            matches = _match_class(
+            matches = match_class(
                 annotations_of[category_id], results_of.get(category_id, {}), ground_truth.videos, protocol
             )
             table[row], precision[row] = _score_class(matches)
@@ -174,7 +174,7 @@ def frame_intersections(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Matches:
+class ClassMatches:
     """The results of one class in all videos, and how they fare by area range (r) and threshold (t).
 
     ``ranks`` count from 0 within a video, best first. ``true`` and ``false`` are true and false positives; a result
@@ -188,19 +188,20 @@ class _Matches:
     num_true: Int[np.ndarray, " r"]
 
 
-def _by_category_and_video(records: Sequence[Annotation] | Sequence[Result]) -> dict[int, dict[int, list]]:
+def by_category_and_video(records: Sequence[Annotation] | Sequence[Result]) -> dict[int, dict[int, list]]:
+    """Group by class, then by video."""
     table: dict[int, dict[int, list]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         table[record.category_id][record.video_id].append(record)
     return table
 
 
-def _match_class(
+def match_class(
     annotations_of: Mapping[int, list[Annotation]],
     results_of: Mapping[int, list[Result]],
     videos: Mapping[int, Video],
     protocol: Protocol,
-) -> _Matches:
+) -> ClassMatches:
     """Match the results of one class with its annotations in all videos, given by video id."""
     best_of = {
         video_id: sorted(found, key=lambda result: -result.score)[: MAX_RESULTS[-1]]
@@ -229,7 +230,7 @@ def _match_class(
             )
     areas = [0.0 if protocol.areas == "none" else result.track.mean_area for result in results]
     ignored |= ~matched & _outside_ranges(areas)[:, None]
-    return _Matches(
+    return ClassMatches(
         np.array([result.score for result in results], float),
         np.array([rank for found in best_of.values() for rank in range(len(found))], int),
         matched & ~ignored,
@@ -296,7 +297,7 @@ def match_tracks(
     return matched, on_left_out
 
 
-def _score_class(matches: _Matches) -> tuple[Float[np.ndarray, " stats"], Float[np.ndarray, "t recalls"]]:
+def _score_class(matches: ClassMatches) -> tuple[Float[np.ndarray, " stats"], Float[np.ndarray, "t recalls"]]:
     """Return the scores of a class in the order of `STATS`, and its precision in the range of all areas."""
     shape = (len(AREA_RANGES), len(THRESHOLDS))
     precision = np.full((*shape, len(RECALL_POINTS)), ABSENT)

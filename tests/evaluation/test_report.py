@@ -23,6 +23,7 @@ from clipvis_jax.evaluation import (
     evaluate_segmentation,
     parse_results,
 )
+from clipvis_jax.evaluation.best_score import find_best_scores
 from clipvis_jax.evaluation.published import PUBLISHED, published_rows
 from clipvis_jax.evaluation.report import write_report
 from clipvis_jax.evaluation.report.curves import group_curves, iou_curves
@@ -111,6 +112,7 @@ def make(path, case, protocol="lvvis", metrics=METRICS, **options):
         video_metrics=evaluate(truth, found, rules, groups=options.get("groups")),
         segmentation=evaluate_segmentation(truth, found, rules),
         classification=evaluate_classification(truth, found, rules),
+        best_scores=find_best_scores(truth, found, rules),
         ground_truth=truth,
         results=found,
         **options,

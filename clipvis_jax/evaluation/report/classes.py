@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+from clipvis_jax.evaluation.best_score import BestScores
 from clipvis_jax.evaluation.outcomes import Outcome, confusions
 from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics
 
@@ -38,7 +39,7 @@ class Mistakes:
 
 def class_columns(has_groups: bool) -> list[str]:
     """Return the names of the columns of the table of classes."""
-    return ["Class", *(["Group"] if has_groups else []), "Instances", *_SCORES, "Tracked", "Named"]
+    return ["Class", *(["Group"] if has_groups else []), "Instances", *_SCORES, "Tracked", "Named", "F1", "From score"]
 
 
 def class_rows(
@@ -46,6 +47,7 @@ def class_rows(
     outcomes: Sequence[Outcome],
     names: Mapping[int, str],
     groups: Mapping[str, Collection[int]],
+    best_scores: BestScores | None,
 ) -> list[ClassRow]:
     """Return all classes with ground truth, which the page's script sorts and filters."""
     instances = Counter(outcome.annotation.category_id for outcome in outcomes)
@@ -58,6 +60,8 @@ def class_rows(
         count = instances[category_id]
         values = [None if scores[x] == ABSENT else scores[x] for x in _SCORES]
         values += [n[category_id] / count if count else None for n in (tracked, named)]
+        best = best_scores and best_scores.per_category.get(category_id)
+        values += [best.f1, best.min_score] if best else [None, None]
         member_of = [name for name, ids in groups.items() if category_id in ids]
         rows.append(ClassRow(names[category_id], member_of, count, values))
     return rows

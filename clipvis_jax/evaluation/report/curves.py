@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from jaxtyping import Float
 
+from clipvis_jax.evaluation.best_score import BestScores
 from clipvis_jax.evaluation.video_ap import ABSENT, RECALL_POINTS, THRESHOLDS, VideoMetrics
 
 _WIDTH, _HEIGHT = 560, 320
@@ -14,7 +15,7 @@ _TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 Curves = dict[str, Float[np.ndarray, " recalls"]]
-"""Precision at `RECALL_POINTS`, by the name of the curve."""
+"""Precision at `RECALL_POINTS`, or shares at as many scores, by the name of the curve."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,11 @@ def group_curves(metrics: VideoMetrics, groups: Mapping[str, Collection[int]]) -
         if chosen.any():
             curves[name] = metrics.precision[chosen].mean(axis=(0, 1))
     return curves
+
+
+def score_curves(best: BestScores) -> Curves:
+    """F1, precision and recall over the score, of all classes together."""
+    return {"F1": best.curves.f1, "precision": best.curves.precision, "recall": best.curves.recall}
 
 
 def plot(curves: Curves) -> Plot:

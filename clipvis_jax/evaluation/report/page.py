@@ -10,13 +10,14 @@ from typing import Any
 import jinja2
 
 from clipvis_jax.data.records import Dataset
+from clipvis_jax.evaluation.best_score import BestScores
 from clipvis_jax.evaluation.diagnostics import video_scores
 from clipvis_jax.evaluation.inputs import GroundTruth, Result
 from clipvis_jax.evaluation.outcomes import instance_outcomes
 from clipvis_jax.evaluation.protocols import PROTOCOLS, group_members
 from clipvis_jax.evaluation.published import SOURCE, PublishedRow
 from clipvis_jax.evaluation.report.classes import class_columns, class_rows, confusion_rows
-from clipvis_jax.evaluation.report.curves import group_curves, iou_curves, plot
+from clipvis_jax.evaluation.report.curves import group_curves, iou_curves, plot, score_curves
 from clipvis_jax.evaluation.report.scores import burst_table, headline_table, score_bars, step_bars
 from clipvis_jax.evaluation.report.videos import video_cards
 from clipvis_jax.evaluation.video_ap import NO_SCORE, VideoMetrics, percent
@@ -35,6 +36,7 @@ def write_report(
     results: Sequence[Result],
     segmentation: VideoMetrics | None = None,
     classification: VideoMetrics | None = None,
+    best_scores: BestScores | None = None,
     groups: Mapping[str, Collection[int]] | None = None,
     other_protocols: Mapping[str, VideoMetrics] | None = None,
     burst: Mapping[str, Mapping[str, float]] | None = None,
@@ -54,6 +56,7 @@ def write_report(
         results: What was scored.
         segmentation: From `evaluate_segmentation`; None leaves it out.
         classification: From `evaluate_classification`; None leaves it out.
+        best_scores: From `find_best_scores`; None leaves it out.
         groups: The groups that were given to `evaluate` beside the protocol's own.
         other_protocols: Scores of the same results by other protocols, by the names to show.
         burst: From `evaluate_burst`.
@@ -71,7 +74,7 @@ def write_report(
     outcomes = instance_outcomes(ground_truth, results, show_progress=show_progress)
     by_video = video_scores(ground_truth, results, protocol, show_progress=show_progress)
     evaluations = {f"This evaluation ({protocol.name})": video_metrics} | dict(other_protocols or {})
-    classes = class_rows(video_metrics, outcomes, names, members)
+    classes = class_rows(video_metrics, outcomes, names, members, best_scores)
     wrong, missed = confusion_rows(outcomes, names)
     best, worst = video_cards(
         by_video, outcomes, ground_truth, results, names=names, dataset=dataset, show_progress=show_progress
@@ -89,6 +92,8 @@ def write_report(
         step_bars=step_bars(outcomes),
         by_iou=plot(by_iou) if by_iou else None,
         by_group=plot(group_curves(video_metrics, members)),
+        best=best_scores.overall if best_scores else None,
+        by_score=plot(score_curves(best_scores)) if best_scores else None,
         groups=list(members),
         class_columns=class_columns(bool(members)),
         classes=classes,
@@ -96,7 +101,7 @@ def write_report(
         wrong=wrong,
         missed=missed,
         has_pictures=dataset is not None,
-        best=best,
+        best_videos=best,
         worst=worst,
         provenance={key: metrics[key] for key in _PROVENANCE if key in metrics},
         style=style,
