@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,24 +38,11 @@ def test_tracker(case):
 def windows(family):
     """Run our network over the clip; return the predictions and the class logits of every frame, in raw order."""
     segmenter = tiny_segmenter(family, window=1)
-    model = segmenter.model
-
-    @jax.jit
-    def logits_of(frame, classifier, valid):
-        features = model.extract_features(segmenter.clip_vars, frame, valid)
-        pixels = model.decode_pixels(segmenter.params, features)
-        prediction = model.decode_queries(segmenter.params, pixels)[-1]
-        visual = model.embed_masks(segmenter.clip_vars, features, pixels, prediction)
-        return model.name_embeddings(segmenter.clip_vars, visual, classifier)[0]
-
     classifier = segmenter.encode_classes(class_names())
-    predictions, logits = [], []
-    for frame, (prediction, sizes) in zip(clip_frames(), segmenter.run_network(classifier, clip_frames()), strict=True):
-        predictions.append(prediction)
-        padded, _ = segmenter._prepare(frame, 0, None)
-        found = logits_of(jnp.asarray(padded)[None], classifier, jnp.array(sizes.valid_size))
-        logits.append(np.asarray(found)[:, : len(class_names())])
-    return FrameQueries(*map(np.stack, zip(*predictions, strict=True))), np.stack(logits)
+    predictions = [prediction for prediction, _ in segmenter.run_network(classifier, clip_frames())]
+    stacked = FrameQueries(*map(np.stack, zip(*predictions, strict=True)))
+    logits = segmenter.model.name_embeddings(segmenter.clip_vars, jnp.asarray(stacked.visual_embed), classifier)
+    return stacked, np.asarray(logits)[..., : len(class_names())]
 
 
 def test_permutations_from_our_own_embeddings(family):
