@@ -1,37 +1,31 @@
-"""train.py on a tiny model: what it writes, exact resuming, devices and processes, bad input."""
+"""train.py on a tiny model: what it writes, exact resuming, bad input."""
 
 import ast
 import dataclasses
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from free_port import free_port
 from PIL import Image
 from small_videos import write_videos
 from tiny import one_layer_model_folder, tiny_model_folder
+from training_processes import TRAIN, assert_same_bits, finish, losses_of, pictures_of, start, write_config
 
 import clipvis_jax
 from clipvis_jax.cli import main
 from clipvis_jax.commands.train import Train
 from clipvis_jax.config import load_config
 from clipvis_jax.errors import InputError
-from clipvis_jax.loop.checkpoints import TrainingCheckpoints
 from clipvis_jax.loop.log import read_log
 from clipvis_jax.training.task import ClipVisTask
 from clipvis_jax.weights.model_folder import hash_variables, load_model, save_model
 
-TRAIN = Path(__file__).parents[2] / "train.py"
 CONFIGS = sorted(path.stem for path in (TRAIN.parent / "configs").glob("*.py"))
 
 
@@ -41,78 +35,15 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def annotations(tmp_path_factory):
-    return write_videos(tmp_path_factory.mktemp("videos"))
-
-
-def write_config(path, clip, annotations, **changes):
-    """Write a configuration with the sizes of a model folder."""
-    config = load_model(clip).config
-    settings = {
-        "backbone": None,
-        "pixel_decoder": config.pixel_decoder,
-        "query_decoder": config.query_decoder,
-        "dataset": str(annotations),
-    } | changes
-    path.write_text(
-        textwrap.dedent(
-            """
-            from clipvis_jax.data.transforms import LargeScaleJitter
-            from clipvis_jax.training.task import *
-            from clipvis_jax.training.losses import LossConfig
-            config = ClipVisExperiment(
-                {settings},
-                data=PipelineConfig(batch_size=8, image_size=(64, 64), max_instances=4, num_workers=0,
-                                    augmentation=LargeScaleJitter(min_scale=0.8), repeat_threshold=0.0),
-                step=TrainingConfig(losses=LossConfig(num_points=64)),
-                optimizer=OptimizerConfig(num_steps=6, drop_steps=(4,)),
-                evaluation=EvaluationConfig(dataset={dataset!r}, inference=InferenceConfig(size=64)),
-                loop=LoopConfig(log_every=1, checkpoint_every=3),
-            )
-            """
-        ).format(settings=", ".join(f"{key}={value!r}" for key, value in settings.items()), dataset=str(annotations))
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, clip, annotations):
-    return write_config(tmp_path_factory.mktemp("config") / "tiny.py", clip, annotations)
+def config(tmp_path_factory, clip):
+    folder = tmp_path_factory.mktemp("training")
+    return write_config(folder / "tiny.py", clip, write_videos(folder))
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """Programs compiled by the processes of these tests."""
     return tmp_path_factory.mktemp("cache")
-
-
-def start(cache, config, *options, devices=1):
-    # Most of the time goes into compiling: machine code as it comes, not optimised, saves a third of it.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "CLIPVIS_CACHE": str(cache)}
-    # XLA explains at length how it divides arrays.
-    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NPROC": "32"}  # for NPROC see conftest.py
-    command = [sys.executable, TRAIN, config, *options]
-    return subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(*processes, expected_code=0):
-    """Wait for processes that work together; returns what the first one printed, and its errors."""
-    return finish_all(*processes, expected_code=expected_code)[0]
-
-
-def finish_all(*processes, expected_code=0):
-    """Wait for processes that work together; returns what each printed, and its errors."""
-    try:
-        said = [process.communicate(timeout=500) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # does nothing to one that has ended
-    for process, (_, error) in zip(processes, said, strict=True):
-        assert process.returncode == expected_code, error
-    return said
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +56,6 @@ def whole(tmp_path_factory, cache, config, clip):
 
 def variables_of(workdir):
     return load_model(workdir / "model").params
-
-
-def pictures_of(workdir):
-    return sorted(path.name for path in (workdir / "pictures").iterdir())
-
-
-def assert_same_bits(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.mark.slow
@@ -199,113 +122,6 @@ def test_preemption_saves_and_goes_on(whole, cache, config, clip, tmp_path):
     assert read_log(tmp_path)[-1]["step"] == stopped_at
     finish(start(cache, config, *options, "--optimizer.num-steps", stopped_at + 1))
     assert read_log(tmp_path)[-1]["step"] == stopped_at + 1
-
-
-# Sums in another order differ by 1e-7. Steps of the usual length let that grow, until it turns a decision (a pixel of
-# an attention mask, a match) and the losses part. Steps this short do not; steps longer by a tenth would still change
-# the losses by 1e-4 to 1e-3.
-TWENTY_STEPS = ["--optimizer.num-steps", 20, "--optimizer.learning-rate", 1e-6]
-
-
-@pytest.fixture(scope="module")
-def twenty_steps(tmp_path_factory, cache, config, clip):
-    workdir = tmp_path_factory.mktemp("twenty")
-    finish(start(cache, config, "--workdir", workdir, "--clip", clip, *TWENTY_STEPS))
-    return workdir
-
-
-def losses_of(workdir):
-    return np.array([record["loss/total"] for record in read_log(workdir) if "loss/total" in record])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--fsdp", 2]])
-def test_eight_devices_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path, options):  # noqa: PLR0917
-    options = ["--workdir", tmp_path, "--clip", clip, *TWENTY_STEPS, "--loop.picture-every", 20, *options]
-    finish(start(cache, config, *options, devices=8))
-    np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
-    assert pictures_of(tmp_path) == ["predictions_0000020.png"]
-
-
-def start_two(cache, config, *options):
-    """Start two processes with two devices each, which train together."""
-    port = free_port()
-    shared = ["--distributed.coordinator", f"localhost:{port}", "--distributed.num-processes", 2, *options]
-    return [start(cache, config, *shared, "--distributed.process-id", i, devices=2) for i in range(2)]
-
-
-def unlike(config, folder, changes):
-    """Write a configuration whose two processes do something else at some place."""
-    path = folder / "unlike.py"
-    path.write_text(
-        config.read_text()
-        + textwrap.dedent(
-            """
-            import itertools, time
-            import jax
-            from clipvis_jax.errors import InputError
-            from clipvis_jax.training import task
-            put, predict_dataset, count = ClipVisTask.put, task.predict_dataset, itertools.count(1)
-            """
-        )
-        + textwrap.dedent(changes)
-    )
-    return path
-
-
-LATE = """
-def late_put(self, batch):
-    if next(count) == 1 and jax.process_index() == 1:
-        time.sleep(61)
-    return put(self, batch)
-
-def late_predict_dataset(*given):
-    if jax.process_index() == 0:
-        time.sleep(61)
-    return predict_dataset(*given)
-
-ClipVisTask.put, task.predict_dataset = late_put, late_predict_dataset
-"""
-
-FAILING = """
-def failing_put(self, batch):
-    if next(count) == 3 and jax.process_index() == 1:
-        raise InputError("frame: is damaged")
-    return put(self, batch)
-
-ClipVisTask.put = failing_put
-"""
-
-
-@pytest.mark.slow
-def test_an_error_of_one_process_ends_the_other(cache, config, clip, tmp_path):
-    """Which waits for it in the middle of a step."""
-    options = ["--workdir", tmp_path / "run", "--clip", clip, "--data.num-workers", 1]
-    processes = start_two(cache, unlike(config, tmp_path, FAILING), *options)
-    errors = [error for _, error in finish_all(*processes, expected_code=2)]
-    # Lines of XLA may stand among them.
-    said = [[line for line in error.splitlines() if line.startswith(("clipvis: ", "Traceback"))] for error in errors]
-    assert said == [["clipvis: error: process 1: frame: is damaged"], ["clipvis: error: frame: is damaged"]]
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path):
-    """Also when one has its first batch a minute later than the other, and is a minute earlier with its evaluation."""
-    config = unlike(config, tmp_path, LATE)
-    options = ["--workdir", tmp_path, "--clip", clip, *TWENTY_STEPS, "--loop.evaluate-every", 20]
-    finish(*start_two(cache, config, *options, "--loop.picture-every", 20))
-    np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
-    assert pictures_of(tmp_path) == ["predictions_0000020.png"]
-    assert read_log(tmp_path)[-1].keys() >= {"evaluation/AP"}
-    # One process alone restores the checkpoint.
-    model = load_model(tmp_path / "model")
-    task = ClipVisTask(load_config(config), clip=clip)
-    with TrainingCheckpoints(tmp_path / "checkpoints", is_read_only=True) as checkpoints:
-        restored = checkpoints.restore(task.abstract_state())
-    assert restored.step == 20
-    assert_same_bits(model.params, restored.state.params)
-    assert_same_bits(model.clip_vars, load_model(clip).clip_vars)
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".clipvis-")] == []
 
 
 @pytest.mark.parametrize(
