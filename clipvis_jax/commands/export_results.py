@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from clipvis_jax.inference.result_file import VideoFacts
+    from clipvis_jax.inference.results import VideoResult
     from clipvis_jax.media.video_reader import FrameSource
 
 
@@ -72,17 +73,19 @@ class ExportResults:
             from clipvis_jax.media.video_reader import open_frames
 
             result, video = load_result(self.tracks)
-            numbers = _frame_numbers(self.tracks, video)
+            numbers = list(range(video.length) if result.frame_numbers is None else result.frame_numbers)
             result = dataclasses.replace(result, tracks=[t for t in result.tracks if t.score >= self.min_score])
             files = [f"frame_{number:06d}.png" for number in numbers]
             vectors = {track.track_id: track.embedding for track in result.tracks}
             if self.embeddings and any(vector is None for vector in vectors.values()):
                 raise InputError(f"{self.tracks}: has no embeddings; run clipvis predict with --embeddings")
-            source = None if self.source is None else open_frames(self.source)
+            source = None
+            if self.crops and self.source is not None:
+                source = open_frames(self.source, on_error="skip", max_pixels=sys.maxsize)  # predict took its frames
         with atomic_folder(self.out or self.tracks.parent / "exported") as folder:
             if self.csv:
                 text = result_formats.csv_table(result, numbers, video.frame_times_s)
-                (folder / "tracks.csv").write_text(text, encoding="utf-8")
+                (folder / "tracks.csv").write_text(text, encoding="utf-8-sig")  # the mark is for Excel
             if self.coco:
                 (folder / "coco.json").write_text(json.dumps(result.to_coco(files)), encoding="utf-8")
             labels = "".join(f"{name}\n" for name in result_formats.label_names(result))
@@ -98,9 +101,10 @@ class ExportResults:
             if self.png:
                 _save(_make(folder / "labels"), files, result_formats.label_maps(result))
                 text = result_formats.label_table(result)
-                (folder / "labels.csv").write_text(text, encoding="utf-8")
+                (folder / "labels.csv").write_text(text, encoding="utf-8-sig")
             if self.crops:
-                for index, track_id, picture in result_formats.crops(result, self._images(source, numbers)):
+                _make(folder / "crops")
+                for index, track_id, picture in result_formats.crops(result, self._images(source, result)):
                     picture.save(_make(folder / "crops" / f"{track_id:03d}") / files[index])
             if self.embeddings:
                 rows = np.array(list(vectors.values()), np.float32)
@@ -122,33 +126,26 @@ class ExportResults:
         if self.crops and self.source is None:
             raise InputError("--crops: cuts out of the frames; name the video with --source")
 
-    def _images(self, source: "FrameSource | None", numbers: list[int]) -> "Iterator[np.ndarray]":
-        """Read the frames of these numbers.
+    def _images(self, source: "FrameSource | None", result: "VideoResult") -> "Iterator[np.ndarray]":
+        """Read the frames of a result.
 
         Raises:
-            InputError: The source does not have them.
+            InputError: The source does not have them, or it is not known which of its frames they are.
         """
-        left = set(numbers)
+        left = set(range(result.num_frames) if result.frame_numbers is None else result.frame_numbers)
         for number, image in source or ():
             if number in left:
                 left.remove(number)
                 yield image
-            if not left:
+            elif result.frame_numbers is None:
+                raise InputError(
+                    f"{self.source}: has more frames than {self.tracks}, which does not tell their numbers; give a "
+                    "folder of its frames alone"
+                )
+            if not left and result.frame_numbers is not None:
                 return
-        raise InputError(f"{self.source}: has fewer frames than {self.tracks}; give the source that they are of")
-
-
-def _frame_numbers(path: Path, video: "VideoFacts") -> list[int]:
-    """Return the frames' numbers in the source; of a result that Python saved, none are known.
-
-    Raises:
-        InputError: There are more or fewer than frames.
-    """
-    numbers = list(range(video.length)) if video.frame_numbers is None else video.frame_numbers
-    for name, values in {"frame_numbers": numbers, "frame_times_s": video.frame_times_s}.items():
-        if values is not None and len(values) != video.length:
-            raise InputError(f"{path}: video.{name} has {len(values)} entries, not {video.length}")
-    return numbers
+        if left:
+            raise InputError(f"{self.source}: has fewer frames than {self.tracks}; give the source that they are of")
 
 
 def _make(folder: Path) -> Path:

@@ -24,7 +24,8 @@ _ADVICE = "give a tracks.json of 'clipvis predict'"
 class VideoFacts:
     """What tracks.json tells of its video; see ``clipvis_jax.media.video_reader.FrameSource`` for the fields.
 
-    ``frame_numbers`` are those of the results' frames in the source; of a result that Python saved, none are known.
+    ``frame_numbers`` are those of the results' frames in the source;
+    None where the frames came from elsewhere than a file or folder.
     """
 
     height: _Side
@@ -32,7 +33,7 @@ class VideoFacts:
     length: Annotated[int, msgspec.Meta(ge=1)]
     name: str = ""
     fps: float | None = None
-    frame_numbers: list[int] | None = None
+    frame_numbers: list[Annotated[int, msgspec.Meta(ge=0)]] | None = None
     frame_times_s: list[float] | None = None
 
 
@@ -53,7 +54,7 @@ class _Record:
     category_id: int
     score: float
     segmentations: list[_Mask | None]
-    track_id: int
+    track_id: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
     embedding: list[float] | None = None
 
 
@@ -99,7 +100,9 @@ def save_result(path: Path, result: VideoResult) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    video = {"id": 1, "height": result.height, "width": result.width, "length": result.num_frames}
+    video: dict[str, Any] = {"id": 1, "height": result.height, "width": result.width, "length": result.num_frames}
+    if result.frame_numbers is not None:
+        video["frame_numbers"] = list(result.frame_numbers)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         write_tracks(file, result, video, embeddings=True)
 
@@ -113,6 +116,13 @@ def load_result(path: Path) -> tuple[VideoResult, VideoFacts]:
     document: _Document = read_json(path, _Document, _ADVICE)
     video, names = document.video, tuple(category.name for category in document.categories)
     size, positions = (video.height, video.width), {c.id: i for i, c in enumerate(document.categories)}
+    for name in ("frame_numbers", "frame_times_s"):
+        values = getattr(video, name)
+        if values is not None and len(values) != video.length:
+            raise InputError(f"{path}: video.{name} has {len(values)} entries, not {video.length}; {_ADVICE}")
+    numbers = None if video.frame_numbers is None else tuple(video.frame_numbers)
+    if numbers and list(numbers) != sorted(set(numbers)):
+        raise InputError(f"{path}: video.frame_numbers must rise; {_ADVICE}")
     empty = empty_mask(list(size))
     tracks = []
     for index, record in enumerate(document.results):
@@ -131,4 +141,5 @@ def load_result(path: Path) -> tuple[VideoResult, VideoFacts]:
         embedding = None if record.embedding is None else np.array(record.embedding, np.float32)
         kept = TrackMasks(size, counts)
         tracks.append(Track(record.track_id, position, names[position], record.score, kept, embedding))
-    return VideoResult(tracks, names, *size, video.length, tuple(document.background)), video
+    background = tuple(document.background)
+    return VideoResult(tracks, names, *size, video.length, background, frame_numbers=numbers), video

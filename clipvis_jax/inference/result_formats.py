@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from clipvis_jax.errors import InputError
-from clipvis_jax.inference.results import VideoResult
+from clipvis_jax.inference.results import Track, VideoResult
 from clipvis_jax.media.visualize import color_palette, track_color
-from clipvis_jax.text.vocabulary import parse_synonyms
+from clipvis_jax.text.vocabulary import short_names
 
 _MOTS_IDS = 1000
 """A pixel of a MOTS picture is the class's number times this, plus the instance's."""
@@ -25,32 +26,25 @@ def csv_table(result: VideoResult, numbers: Sequence[int], times_s: Sequence[flo
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("frame", "time_s", "track_id", "class", "score", "left", "top", "width", "height", "area"))
-    best = result.best()
-    for index, number in enumerate(numbers):
+    for index, track, box, area in _boxes(result):
         time = "" if times_s is None else f"{times_s[index]:.6g}"
-        for track in best.frame(index):
-            left, top, right, bottom = track.box or (0, 0, 0, 0)
-            box = left, top, right - left, bottom - top
-            names = track.track_id, track.class_name, f"{track.score:.6g}"
-            writer.writerow((number, time, *names, *box, int(track.mask.sum())))
+        names = track.track_id, _cell(track.class_name), f"{track.score:.6g}"
+        writer.writerow((numbers[index], time, *names, *box, area))
     return text.getvalue()
 
 
 def label_names(result: VideoResult) -> list[str]:
-    """Return the classes that instances have, by their first synonyms, in the vocabulary's order: for labels.txt."""
-    found = {track.class_index for track in result.best().tracks}
-    return [" ".join(parse_synonyms(result.class_names[index])[0].split()) for index in sorted(found)]
+    """Return the classes that instances have, by their short names, in the vocabulary's order: for labels.txt."""
+    names = short_names(result.class_names)
+    return [names[index] for index in _class_numbers(result)]
 
 
 def mot_lines(result: VideoResult, numbers: Sequence[int]) -> Iterator[str]:
     """Yield the lines of MOTChallenge's gt.txt: frame, instance, box, 1, class (see ``label_names``), 1; all from 1."""
     class_of = _class_numbers(result)
-    best = result.best()
-    for index, number in enumerate(numbers):
-        for track in best.frame(index):
-            left, top, right, bottom = track.box or (0, 0, 0, 0)
-            box = f"{left},{top},{right - left},{bottom - top}"
-            yield f"{number + 1},{track.track_id + 1},{box},1,{class_of[track.class_index]},1\n"
+    for index, track, (left, top, width, height), _ in _boxes(result):
+        box = f"{left},{top},{width},{height}"
+        yield f"{numbers[index] + 1},{track.track_id + 1},{box},1,{class_of[track.class_index]},1\n"
 
 
 def mots_pictures(result: VideoResult) -> Iterator[Image.Image]:
@@ -101,7 +95,7 @@ def label_table(result: VideoResult) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("value", "track_id", "class", "score"))
     for value, track in enumerate(result.best().tracks, start=1):
-        writer.writerow((value, track.track_id, track.class_name, f"{track.score:.6g}"))
+        writer.writerow((value, track.track_id, _cell(track.class_name), f"{track.score:.6g}"))
     return text.getvalue()
 
 
@@ -127,6 +121,21 @@ def crops(result: VideoResult, images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> 
             left, top, right, bottom = track.box or (0, 0, 0, 0)
             alpha = track.mask[top:bottom, left:right] * np.uint8(255)
             yield index, track.track_id, Image.fromarray(np.dstack([image[top:bottom, left:right], alpha]))
+
+
+def _boxes(result: VideoResult) -> Iterator[tuple[int, Track, list[int], int]]:
+    """Yield index, track, box (left, top, width, height) and area of every instance in every frame where it shows."""
+    best = result.best().tracks
+    for index in range(result.num_frames):
+        for track in best:
+            mask = track.segmentations[index]
+            if area := int(coco_mask.area(mask)):
+                yield index, track, coco_mask.toBbox(mask).astype(int).tolist(), area
+
+
+def _cell(name: str) -> str:
+    """Return a name for a table, marked as text where a spreadsheet would take it for a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def _class_numbers(result: VideoResult) -> dict[int, int]:

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from clipvis_jax.errors import InputError
 from clipvis_jax.masks.resize import Rle, decode_rle
 from clipvis_jax.media.visualize import bounding_box, draw_tracks, track_color
-from clipvis_jax.text.vocabulary import parse_synonyms
+from clipvis_jax.text.vocabulary import short_names
 
 
 class TrackMasks(Sequence[Rle]):
@@ -112,7 +112,8 @@ class VideoResult:
     """All tracks of a video, best first.
 
     ``background`` are the names that took part in the classification besides ``class_names``; no track has one.
-    ``raw`` is there after ``predict(..., keep_raw=True)``, for ``rename``.
+    ``raw`` is there after ``predict(..., keep_raw=True)``, for ``rename``. ``frame_numbers`` are the frames' numbers in
+    the file or folder that they were read from, if they were.
     """
 
     tracks: list[Track]
@@ -122,6 +123,7 @@ class VideoResult:
     num_frames: int
     background: tuple[str, ...] = ()
     raw: Raw | None = dataclasses.field(default=None, compare=False, repr=False)
+    frame_numbers: tuple[int, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def rename(self, classes: Sequence[str], **options: Any) -> "VideoResult":
         """Give the result of other classes, without running the network; for options see ``Segmenter.rename``.
@@ -131,7 +133,8 @@ class VideoResult:
         """
         if self.raw is None:
             raise InputError("a result can be renamed only after predict with keep_raw=True")
-        return self.raw.rename(self.raw.video, classes, **options)
+        renamed = self.raw.rename(self.raw.video, classes, **options)
+        return dataclasses.replace(renamed, frame_numbers=self.frame_numbers)
 
     def save(self, path: str | Path) -> None:
         """Write the result as one JSON file, embeddings included: that of ``clipvis predict`` (tracks.json).
@@ -192,7 +195,8 @@ class VideoResult:
         tracks = self.best().frame(index)[::-1]  # the best on top
         if not tracks:
             return Image.fromarray(image)
-        masks, labels = np.stack([track.mask for track in tracks]), [_label(track) for track in tracks]
+        masks, names = np.stack([track.mask for track in tracks]), short_names(self.class_names)
+        labels = [f"{names[track.class_index]} {track.score:.2f}" for track in tracks]
         colors = np.array([track_color(track.track_id) for track in tracks], np.uint8)
         return Image.fromarray(draw_tracks(image, masks, labels, colors))
 
@@ -294,9 +298,3 @@ class VideoResult:
             }
             for track in self.tracks
         ]
-
-
-def _label(track: LiveTrack) -> str:
-    """Name a track in one line, by its class's first synonym."""
-    name = " ".join(parse_synonyms(track.class_name)[0].split())
-    return f"{name} {track.score:.2f}"

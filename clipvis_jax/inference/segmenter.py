@@ -201,22 +201,26 @@ class Segmenter:
             source = open_frames(source)
         elif not isinstance(source, FrameSource):
             source = FramesInMemory(source)
+        numbers: list[int] = []
+        frames = _frames(source, numbers)
         if source.kind == "image":
-            _, image = next(iter(source))
             top_k = IMAGE_TOP_K if top_k is None else top_k
-            return self.predict_image(
-                image, classes, background=background, top_k=top_k, min_score=min_score, keep_raw=keep_raw
+            result = self.predict_image(
+                next(frames), classes, background=background, top_k=top_k, min_score=min_score, keep_raw=keep_raw
             )
-        return self.predict_video(
-            (frame for _, frame in source),
-            classes,
-            background=background,
-            top_k=VIDEO_TOP_K if top_k is None else top_k,
-            min_score=min_score,
-            num_frames=source.expected_frames,
-            keep_raw=keep_raw,
-            show_progress=show_progress,
-        )
+        else:
+            result = self.predict_video(
+                frames,
+                classes,
+                background=background,
+                top_k=VIDEO_TOP_K if top_k is None else top_k,
+                min_score=min_score,
+                num_frames=source.expected_frames,
+                keep_raw=keep_raw,
+                show_progress=show_progress,
+            )
+        is_in_memory = isinstance(source, FramesInMemory)
+        return result if is_in_memory else dataclasses.replace(result, frame_numbers=tuple(numbers))
 
     def predict_video(
         self,
@@ -543,6 +547,13 @@ class Segmenter:
         for array in jax.tree.leaves(predictions):
             array.copy_to_host_async()
         return predictions, window
+
+
+def _frames(source: FrameSource, numbers: list[int]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Yield a source's frames, and note their numbers."""
+    for number, frame in source:
+        numbers.append(number)
+        yield frame
 
 
 def _frame_of(window: FramePredictions, index: int) -> FrameQueries:

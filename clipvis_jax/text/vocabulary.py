@@ -4,9 +4,11 @@ A vocabulary is given at run time: a list of class names, each with optional syn
 classifier depends on nothing but the names and CLIP, so it is computed once and kept on disk.
 """
 
+import functools
 import hashlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -69,6 +71,16 @@ def parse_synonyms(name: str) -> tuple[str, ...]:
     if not all(map(clean_text, synonyms)):
         raise InputError(f"class {name!r}: a name or synonym is empty")
     return synonyms
+
+
+@functools.lru_cache(maxsize=8)
+def short_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Name every class in one line: by its first synonym, or in full where classes share that."""
+    first = [" ".join(parse_synonyms(name)[0].split()) for name in class_names]
+    shared = {name for name, count in Counter(first).items() if count > 1}
+    return tuple(
+        " ".join(name.split()) if short in shared else short for name, short in zip(class_names, first, strict=True)
+    )
 
 
 def check_vocabulary(class_names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from pycocotools.coco import COCO
 from clipvis_jax.cli import main
 from clipvis_jax.inference.results import Track, TrackMasks, VideoResult
 from clipvis_jax.masks.resize import encode_rle
+from clipvis_jax.media.video_reader import open_frames
 
 HEIGHT, WIDTH, NUMBERS = 24, 40, [2, 4, 6]
 NAMES = ("unseen", "<b>dog</b>, puppy", "=cat")
@@ -67,9 +70,9 @@ def test_all_formats_are_read_back(tracks, frames, tmp_path, capsys):
     masks = dict(zip((0, 4), masks_of_scene(), strict=True))
     labels = ["<b>dog</b>", "=cat"]  # of classes that are there
 
-    rows = list(csv.DictReader((out / "tracks.csv").open(newline="")))
+    rows = list(csv.DictReader((out / "tracks.csv").open(newline="", encoding="utf-8-sig")))
     assert [(row["frame"], row["track_id"]) for row in rows] == [("2", "0"), *[(f, t) for f in "46" for t in "40"]]
-    assert rows[1]["class"] == "=cat"
+    assert rows[1]["class"] == "'=cat"  # no formula
     assert rows[1]["time_s"] == "0.4"
     assert [int(rows[1][key]) for key in ("left", "top", "width", "height", "area")] == [10, 10, 20, 10, 200]
 
@@ -86,8 +89,8 @@ def test_all_formats_are_read_back(tracks, frames, tmp_path, capsys):
 
     instances = out / "mots" / "instances"
     assert (instances / "labels.txt").read_text().splitlines() == labels
-    values = ["value,track_id,class,score", "1,4,=cat,0.9", '2,0,"<b>dog</b>, puppy",0.8']
-    assert (out / "labels.csv").read_text().splitlines() == values
+    values = ["\ufeffvalue,track_id,class,score", "1,4,'=cat,0.9", '2,0,"<b>dog</b>, puppy",0.8']
+    assert (out / "labels.csv").read_text(encoding="utf-8").splitlines() == values
     for index, file in enumerate(FILES):
         with Image.open(instances / file) as picture:
             assert picture.mode == "I;16"
@@ -175,4 +178,59 @@ def test_what_cannot_be_exported(tracks, capsys):
     assert "has no embeddings" in error_of("--embeddings", lambda d: d["results"][1].pop("embedding"))
     assert "999 track ids at most" in error_of("--mots", lambda d: d["results"][0].update(track_id=999))
     assert "frame_numbers has 2 entries, not 3" in error_of("--csv", lambda d: d["video"].update(frame_numbers=[0, 1]))
+    assert "frame_numbers must rise" in error_of("--csv", lambda d: d["video"].update(frame_numbers=[0, 0, 1]))
+    assert "results[0].track_id" in error_of("--mots", lambda d: d["results"][0].update(track_id=-1))
+    assert "results[0].track_id" in error_of("--embeddings", lambda d: d["results"][0].update(track_id=10**30))
     assert "tracks.json: " in error_of("--csv", lambda d: d.pop("video"))
+
+
+def result_of(num_frames, names=("dog",), size=(HEIGHT, WIDTH), **options):
+    """A track per class, each in all of the frame."""
+    full = TrackMasks(size, [encode_rle(np.ones(size, bool))["counts"]] * num_frames)
+    tracks = [Track(index, index, name, 0.9, full) for index, name in enumerate(names)]
+    return VideoResult(tracks, names, *size, num_frames, **options)
+
+
+def test_results_that_python_saved_are_cut_out_of_their_frames(frames, tmp_path, capsys):
+    folder, images = frames
+    for numbers in ((0, 2, 4), None):
+        result_of(3, frame_numbers=numbers).save(tmp_path / "first.json")
+        VideoResult.load(tmp_path / "first.json").best().save(tmp_path / "again.json")
+        options = ["--crops", "--source", str(folder), "--out", str(tmp_path / f"out{numbers}")]
+        code = main(["export-results", str(tmp_path / "again.json"), *options])
+        if numbers is None:
+            assert code == 2
+            assert "has more frames than" in capsys.readouterr().err
+            continue
+        for number in numbers:
+            crop = np.asarray(Image.open(tmp_path / f"out{numbers}" / "crops" / "000" / f"frame_{number:06d}.png"))
+            np.testing.assert_array_equal(crop[..., :3], images[number])
+
+
+@pytest.mark.filterwarnings("default")
+def test_sources_that_predict_accepted_are_cut(tmp_path, monkeypatch, capsys):
+    film, numbers = Path(__file__).parents[1] / "cases" / "media" / "corrupt.avi", (6, 10, 12)
+    small = functools.partial(open_frames, max_pixels=100)  # as if the film were too large for the default
+    monkeypatch.setattr("clipvis_jax.media.video_reader.open_frames", small)
+    source = open_frames(film, on_error="skip", max_pixels=10**9)
+    for wanted, code in ((numbers, 0), ((6, 8, 10), 2)):  # frame 8 cannot be decoded
+        result_of(3, size=(source.height, source.width), frame_numbers=wanted).save(tmp_path / "tracks.json")
+        options = ["--crops", "--source", str(film), "--out", str(tmp_path / f"out{code}")]
+        assert main(["export-results", str(tmp_path / "tracks.json"), *options]) == code
+    assert len(list((tmp_path / "out0" / "crops" / "000").iterdir())) == 3
+    assert "corrupt.avi: has fewer frames than" in capsys.readouterr().err
+
+
+def test_nothing_to_cut_out(frames, tmp_path, capsys):
+    result_of(7).save(tmp_path / "tracks.json")
+    options = ["--crops", "--min-score", "0.95", "--source", str(frames[0])]
+    assert main(["export-results", str(tmp_path / "tracks.json"), *options]) == 0
+    assert capsys.readouterr().out == f"wrote crops into {tmp_path / 'exported'}\n"
+
+
+def test_classes_that_share_a_synonym_are_told_apart(tmp_path):
+    result_of(1, ("crane, bird", "crane,  machine", "dog, puppy")).save(tmp_path / "tracks.json")
+    assert main(["export-results", str(tmp_path / "tracks.json"), "--mot", "--csv"]) == 0
+    labels = (tmp_path / "exported" / "mot" / "gt" / "labels.txt").read_text().splitlines()
+    assert labels == ["crane, bird", "crane, machine", "dog"]
+    assert (tmp_path / "exported" / "tracks.csv").read_text().endswith('"dog, puppy",0.9,0,0,40,24,960\n')

@@ -252,6 +252,12 @@ def test_names_of_two_lines_are_drawn_in_one(drawn: list, tmp_path: Path) -> Non
     assert drawn == [[(True, "two lines 0.50", track_color(0))]]
 
 
+def test_classes_that_share_a_synonym_are_told_apart(drawn: list) -> None:
+    mask, names = store(np.ones((1, HEIGHT, WIDTH), bool)), ("crane, bird", "crane, machine")
+    VideoResult([Track(0, 1, names[1], 0.5, mask)], names, HEIGHT, WIDTH, 1).plot(0)
+    assert drawn == [[(True, "crane, machine 0.50", track_color(0))]]
+
+
 def test_overlay_of_an_image_is_an_image(tmp_path: Path) -> None:
     source = make_source(tmp_path, "image", FrameSelection())
     written = write_results(tmp_path, make_result(1), source, FrameSelection(), overlay=True, show_progress=False)

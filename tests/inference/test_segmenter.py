@@ -25,6 +25,7 @@ from clipvis_jax.inference.scores import ScoreConfig, unit_length
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
 from clipvis_jax.inference.tracker import FrameQueries, TrackerState
 from clipvis_jax.inference.video_state import VideoState
+from clipvis_jax.media.video_reader import FrameSelection, open_frames
 from clipvis_jax.models.clipvis import ClipVis
 from clipvis_jax.text.vocabulary import make_text_classifier
 
@@ -474,3 +475,14 @@ def test_frames_in_memory(monkeypatch):
     for source, message in (([], "has no frame"), (np.zeros(3), r"shape \(3,\)")):
         with pytest.raises(InputError, match=message):
             segmenter.predict(source, ["dog"])
+
+
+def test_a_result_tells_which_frames_of_its_source_it_is_of(tmp_path, monkeypatch):
+    segmenter = tiny_segmenter("rn", window=1)
+    monkeypatch.setattr(segmenter, "predict_video", lambda frames, *_, **__: VideoResult([], (), 6, 9, len([*frames])))
+    frames = np.zeros((7, 6, 9, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"{number}.png")
+    assert segmenter.predict(tmp_path, ["dog"]).frame_numbers == tuple(range(7))
+    assert segmenter.predict(open_frames(tmp_path, FrameSelection(1, 6, 2)), ["dog"]).frame_numbers == (1, 3, 5)
+    assert segmenter.predict(frames, ["dog"]).frame_numbers is None  # nobody knows which frames were taken
