@@ -62,7 +62,7 @@ COMMANDS = {
     "eval": Command("evaluate", "Evaluate", "Run a model over a data set and score it by its official metrics.", True),
     "ablate": Command("ablate", "Ablate", "Switch the parts of the method one by one and score each setting.", True),
     "train": Command("train", "Train", "Train the decoders under a frozen CLIP, or pretrain a CLIP.", True),
-    "compile-check": Command("compile_check", "CompileCheck", "Compile a training step for a TPU pod, without one."),
+    "compile-check": Command("compile_check", "CompileCheck", "Compile a training step for TPUs or GPUs, without any."),
     "prepare": Command("prepare", "Prepare", "Write a data set, images included, into a few large files.", True),
     "shapes": Command("shapes", "Shapes", "Draw videos of the Shapes world, with full ground truth.", True),
     "demo": Command("demo", "Demo", "Run the bundled model on the bundled clip."),

@@ -1,6 +1,6 @@
-"""Compile the training step for TPUs that are not there: what it needs of every chip, by the compiler's own numbers.
+"""Compile the training step for TPUs or GPUs that are not there: what each needs, by the compiler's own numbers.
 
-Only shapes are used; neither weights nor data nor a TPU are needed.
+Only shapes are used; neither weights nor data nor a device are needed.
 """
 
 import dataclasses
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from clipvis_jax.compilation.gpu_profile import Kernels, find_kernels
+from clipvis_jax.compilation.gpu_targets import gpu_devices, is_gpu
 from clipvis_jax.compilation.hlo_collectives import Collectives, find_collectives
 from clipvis_jax.errors import InputError
 from clipvis_jax.loop.matmul_flops import count_matmul_flops
@@ -29,7 +31,7 @@ from clipvis_jax.training.structs import Targets, TrainingBatch
 from clipvis_jax.training.task import ClipVisExperiment
 from clipvis_jax.weights.published_sizes import TEXT_TOWERS
 
-_EXAMPLES = "v5e:2x4, v5e:16x16, v4:8x8x8, v5p:4x4x4 or v6e:16x16"
+_EXAMPLES = "v5e:2x4, v5e:16x16, v4:8x8x8, v5p:4x4x4, v6e:16x16, a100:8, h100:8, h200:8 or b200:8"
 
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -87,6 +89,7 @@ class CompileReport:
         compiler_flops: The compiler's count of all operations; of loops it counts one round.
         bytes_accessed: The compiler's count of bytes read and written; of loops it counts one round.
         collectives: What is sent between chips, by kind; None if the program does not fit.
+        kernels: Of programs for GPUs, what they start, by part and kind; else None.
         trace_seconds: Time until the compiler had the program.
         compile_seconds: Time that the compiler took.
     """
@@ -100,6 +103,7 @@ class CompileReport:
     compiler_flops: float | None
     bytes_accessed: float | None
     collectives: tuple[Collectives, ...] | None
+    kernels: tuple[Kernels, ...] | None
     trace_seconds: float
     compile_seconds: float
 
@@ -126,11 +130,15 @@ def topology_devices(topology: str) -> Sequence[Any]:
 
 
 def check_compilation(experiment: ClipVisExperiment, topology: str) -> CompileReport:
-    """Compile an experiment's training step for a TPU topology.
+    """Compile an experiment's training step for a topology of TPUs, or a machine with GPUs.
 
     Raises:
-        InputError: The topology is unknown, libtpu is missing, or chips do not divide the batch.
+        InputError: The topology is unknown, libtpu or the CUDA plugin is missing, or chips do not divide the batch.
     """
+    if is_gpu(topology):
+        devices, memory_size = gpu_devices(topology)
+        report = compile_step(experiment, devices, topology)
+        return dataclasses.replace(report, memory=dataclasses.replace(report.memory, limit=memory_size))
     devices = topology_devices(topology)
     report = compile_step(experiment, devices, topology)
     if report.memory.limit is None:
@@ -158,7 +166,11 @@ def compile_step(experiment: ClipVisExperiment, devices: Sequence[Any], topology
     traced_at = time.perf_counter()
     compiled, text, needed, limit = None, None, None, None
     with tempfile.TemporaryDirectory() as dump:
-        options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if devices[0].platform == "tpu" else {}
+        options: dict[str, Any] = {}
+        if devices[0].platform == "tpu":
+            options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True}
+        elif is_gpu(topology):
+            options = {"xla_gpu_collect_cost_model_stats": True}
         try:
             compiled = lowered.compile(compiler_options=options)
             compiled_at = time.perf_counter()
@@ -179,6 +191,7 @@ def compile_step(experiment: ClipVisExperiment, devices: Sequence[Any], topology
         compiler_flops=analysis.get("flops"),
         bytes_accessed=analysis.get("bytes accessed"),
         collectives=find_collectives(text) if text is not None else None,
+        kernels=find_kernels(text) if text is not None and is_gpu(topology) else None,
         trace_seconds=traced_at - start,
         compile_seconds=compiled_at - traced_at,
     )
