@@ -72,7 +72,7 @@ class Predict(NamingOptions):
         if self.max_pixels is not None and self.max_pixels < 1:
             raise InputError(f"--max-pixels {self.max_pixels}: must be 1 or more")
         with stopping_at_once():
-            from clipvis_jax.commands.sources import Finished, find_sources, folder_names
+            from clipvis_jax.commands.sources import Finished, find_sources, folder_names, state_of
             from clipvis_jax.inference.loading import enable_compilation_cache, load
             from clipvis_jax.inference.scores import ScoreConfig
             from clipvis_jax.inference.segmenter import InferenceConfig
@@ -80,7 +80,7 @@ class Predict(NamingOptions):
 
             classes = self.read_classes()
             background = self.read_background()
-            sources = find_sources(self.source)
+            sources = find_sources(self.source, results=self.out)
             if not sources:
                 raise InputError("no source given; give a video, an image, a folder of either, or a pattern")
             is_single = sources == list(self.source)[:1] and len(sources) == len(self.source)
@@ -108,25 +108,25 @@ class Predict(NamingOptions):
                 continue
             print_lines(title)
             try:
+                state = state_of(source)
                 opened = self._open(source, self.out / name)
                 self._segment(segmenter, source, opened, self.out / name, classes=classes, background=background)
-            except InputError as error:
+                finished.add(name, state)
+            except (InputError, OSError) as error:
                 failed += 1
                 print_lines(f"clipvis: error: {error}", file=sys.stderr)
-                continue
-            finished.add(name, source)
         if failed:
             raise InputError(f"{failed} of {len(sources)} sources could not be segmented, see above")
 
     def _open(self, path: Path, out: Path) -> "FrameSource":
         """Open a source whose results will be written to a folder."""
-        from clipvis_jax.commands.predict_outputs import overlay_path
+        from clipvis_jax.commands.predict_outputs import OVERLAYS
         from clipvis_jax.media.images import MAX_PIXELS
         from clipvis_jax.media.video_reader import open_frames
 
         source = open_frames(path, self._selection(), on_error=self.on_error, max_pixels=self.max_pixels or MAX_PIXELS)
-        if self.overlay and overlay_path(out, source).resolve() == path.resolve():
-            raise InputError(f"{path}: the overlay would replace it; choose another --out")
+        if path.resolve() in [(out / name).resolve() for name in OVERLAYS]:
+            raise InputError(f"{path}: is an overlay in the output folder, which is replaced; choose another --out")
         return source
 
     def _selection(self) -> "FrameSelection":

@@ -4,6 +4,8 @@ import glob
 import hashlib
 import json
 import os
+import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,26 +22,29 @@ VIDEO_SUFFIXES = (
 """Of the files that are taken from a folder of videos; a file that is named itself may have any."""
 
 
-def find_sources(given: Sequence[Path]) -> list[Path]:
+def find_sources(given: Sequence[Path], results: Path) -> list[Path]:
     """List the videos and images that are meant, in natural order where a folder or a pattern stands for several.
 
     A folder of images is a video of them. A folder without images stands for the videos and folders of images in it. A
-    path with ``*``, ``?`` or ``[`` that does not exist is a pattern (``**`` stands for folders of any depth).
+    path with ``*``, ``?`` or ``[`` that does not exist is a pattern (``**`` stands for folders of any depth). What lies
+    in the folder of results is no source, unless it is named itself.
 
     Raises:
-        InputError: A pattern or a folder matches nothing.
+        InputError: A pattern matches nothing, or a folder holds images, but not more than videos.
     """
     found: list[Path] = []
+    own = results.resolve()
     for path in given:
         if os.path.exists(path) or not glob.has_magic(str(path)):  # noqa: PTH110 (never raises)
-            members = [] if _has_images(path) else _members(path)
-            found += members or [path]
+            found += _members(path) or [path]
             continue
         # Path.glob takes no absolute pattern.
         matches = sorted(map(Path, glob.glob(str(path), recursive=True)), key=natural_order)  # noqa: PTH207
-        if not matches:
-            raise InputError(f"{path}: matches nothing; check the pattern")
-        found += [match for match in matches if match.is_file() or _has_images(match)]
+        matches = [match for match in matches if own not in (match.resolve(), *match.resolve().parents)]
+        members = [part for match in matches for part in ([match] if match.is_file() else _members(match))]
+        if not members:
+            raise InputError(f"{path}: matches no video or image; check the pattern")
+        found += members
     return list(dict.fromkeys(found))
 
 
@@ -47,16 +52,24 @@ def folder_names(sources: Sequence[Path]) -> list[str]:
     """Name a folder of results for every source: by the file's name, with its suffix only where two would be one.
 
     Raises:
-        InputError: Two sources have one name.
+        InputError: Two sources have one name, as some systems see it (in other letters, or letters of another form).
     """
-    stems = [source.resolve().name if source.is_dir() else source.resolve().stem for source in sources]
-    counts = Counter(stems)
-    names = [source.resolve().name if counts[stem] > 1 else stem for source, stem in zip(sources, stems, strict=True)]
-    for name, count in Counter(names).items():
+    paths = [source.resolve() for source in sources]
+    stems = [path.name if path.is_dir() or not path.stem.strip(".") else path.stem for path in paths]
+    counts = Counter(map(_folded, stems))
+    names = [path.name if counts[_folded(stem)] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
+    for folded, count in Counter(map(_folded, names)).items():
         if count > 1:
-            first, second = [source for source, other in zip(sources, names, strict=True) if other == name][:2]
-            raise InputError(f"{first} and {second} would both be written to the folder {name}; give them separately")
+            same = [index for index, name in enumerate(names) if _folded(name) == folded]
+            raise InputError(
+                f"{sources[same[0]]} and {sources[same[1]]} would both be written to the folder {names[same[0]]}; run "
+                "them one after the other, with another --out"
+            )
     return names
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 class Finished:
@@ -83,31 +96,50 @@ class Finished:
         self._sources = sources
 
     def has(self, name: str, source: Path) -> bool:
-        """Whether there are whole results of a source, which has not changed since."""
-        is_there = source.exists() and (self._path.parent / name / "tracks.json").is_file()
-        return is_there and self._sources.get(name) == _state(source)
+        """Whether there are whole results of a source, and neither has changed since."""
+        try:
+            return self._sources[name] == [state_of(source), state_of(self._path.parent / name / "tracks.json")]
+        except (OSError, KeyError):
+            return False
 
-    def add(self, name: str, source: Path) -> None:
-        """Note that the results of a source are whole."""
-        self._sources[name] = _state(source)
+    def add(self, name: str, state: str) -> None:
+        """Note that the results of a source are whole; ``state`` is that of the source when it was opened."""
+        self._sources[name] = [state, state_of(self._path.parent / name / "tracks.json")]
         write_text(self._path, json.dumps({"settings": self._digest, "sources": self._sources}, indent=1) + "\n")
 
 
-def _state(source: Path) -> list[Any]:
-    status = source.stat()
-    return [str(source.resolve()), status.st_size, status.st_mtime_ns]
+def state_of(source: Path) -> str:
+    """Digest names, sizes and times of a file, or of the images of a folder.
+
+    Raises:
+        OSError: It is not there.
+    """
+    parts = sorted(path for path in _visible(source) if _is_image(path)) if source.is_dir() else [source]
+    states = [(str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 def _members(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted(_visible(folder), key=natural_order)
-        if (path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES) or (path.is_dir() and _has_images(path))
-    ]
+    """Return what a folder stands for: itself if it holds images, else the videos and folders of images in it.
+
+    Raises:
+        InputError: It holds images, but not more than videos.
+    """
+    members = sorted(_visible(folder), key=natural_order)
+    videos = [path for path in members if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    images = [path for path in members if _is_image(path)]
+    if images and videos:
+        both = f"{folder}: holds {len(images)} image(s) and {len(videos)} video(s)"
+        if len(images) <= len(videos):
+            raise InputError(f"{both}; name the videos, or put the images into a folder of their own")
+        warnings.warn(f"{both}; the images are taken, as one video", stacklevel=2)
+    if images:
+        return [folder]
+    return [path for path in members if path in videos or any(map(_is_image, _visible(path)))]
 
 
-def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in _visible(folder))
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _visible(folder: Path) -> list[Path]:

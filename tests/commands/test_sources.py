@@ -38,7 +38,10 @@ def footage(tmp_path):
 
 def test_what_is_meant(footage, monkeypatch):
     def found(*given):
-        return [path.relative_to(footage).as_posix() for path in find_sources([footage / name for name in given])]
+        return [
+            path.relative_to(footage).as_posix()
+            for path in find_sources([footage / name for name in given], footage / "out")
+        ]
 
     assert found(".") == ["2.MOV", "10.mp4", "frames"]
     assert found("frames") == ["frames"]
@@ -47,19 +50,41 @@ def test_what_is_meant(footage, monkeypatch):
     # What exists is no pattern; what is not there, or holds nothing, is for the reader to say.
     assert found("**") == ["**/3.mp4"]
     assert found("nothing.mp4", "empty", "notes.txt") == ["nothing.mp4", "empty", "notes.txt"]
-    with pytest.raises(InputError, match=r"\*.avi: matches nothing; check the pattern$"):
-        found("*.avi")
+    assert found("f*") == ["frames"]
+    (footage / "out" / "10").mkdir(parents=True)
+    (footage / "out" / "10" / "overlay.mp4").touch()
+    assert found("*.mp4", "out/10/overlay.mp4") == ["10.mp4", "out/10/overlay.mp4"]
+    assert found("*/**/*.mp4") == ["**/3.mp4"]  # a second run finds what the first one wrote
+    for pattern in ("*.avi", "out/*/*.mp4", "emp*"):
+        with pytest.raises(InputError, match=r": matches no video or image; check the pattern$"):
+            found(pattern)
     monkeypatch.chdir(footage)
-    assert find_sources([Path("*.mp4")]) == [Path("10.mp4")]
+    assert find_sources([Path("*.mp4")], Path("out")) == [Path("10.mp4")]
+
+
+def test_images_beside_videos_are_told(footage):
+    (footage / "thumb.jpg").touch()
+    with pytest.raises(InputError, match=r"footage: holds 1 image\(s\) and 2 video\(s\); name the videos, or put"):
+        find_sources([footage], footage / "out")
+    (footage / "frames" / "made.mp4").touch()
+    with pytest.warns(UserWarning, match=r"frames: holds 2 image\(s\) and 1 video\(s\); the images are taken"):
+        assert find_sources([footage / "frames"], footage / "out") == [footage / "frames"]
 
 
 def test_each_has_a_folder_of_its_own(footage):
     (footage / "frames.mp4").touch()
     (footage / "2.mp4").touch()
-    sources = find_sources([footage])
+    sources = find_sources([footage], footage / "out")
     assert folder_names(sources) == ["2.MOV", "2.mp4", "10", "frames", "frames.mp4"]
-    with pytest.raises(InputError, match=r"10.mp4 and .*x/10.mp4 would both be written to the folder 10.mp4"):
-        folder_names([footage / "10.mp4", footage / "x" / "10.mp4"])
+    assert folder_names([footage / "...mp4", footage / "..mp4", footage / "B.mp4", footage / "b.mov"]) == [
+        "...mp4",
+        "..mp4",
+        "B.mp4",
+        "b.mov",
+    ]
+    for one, other in (("10.mp4", "x/10.mp4"), ("caf\u00e9.mp4", "x/cafe\u0301.MP4")):
+        with pytest.raises(InputError, match=rf"{one} and .*/{other} would both be written to the folder {one}; run"):
+            folder_names([footage / one, footage / other])
 
 
 @pytest.fixture
@@ -106,6 +131,10 @@ def test_what_is_finished_is_not_done_again(run, footage, tmp_path, capsys):
     (footage / "10.mp4").write_bytes(b"another video")
     (tmp_path / "out" / "frames" / "tracks.json").unlink()
     assert run() == (2, ["2.MOV", "10.mp4", "frames"])
+    (footage / "frames" / "1.png").write_bytes(b"extracted anew, and longer")
+    (tmp_path / "out" / "10" / "tracks.json").write_text("by another run")
+    assert run() == (2, ["2.MOV", "10.mp4", "frames"])
+    assert run() == (2, ["2.MOV"])
 
 
 def test_results_of_other_settings_are_not_mixed(run, tmp_path, capsys):
