@@ -53,7 +53,12 @@ class BestScores:
 
 
 def find_best_scores(ground_truth: GroundTruth, results: Sequence[Result], protocol: Protocol) -> BestScores | None:
-    """Find the scores with the best F1; None if no result is right."""
+    """Find the scores with the best F1; None if no result is right, or if nobody looked for all of an image's classes.
+
+    The latter is so by the rules of LVIS, where a result that has no annotation may be right.
+    """
+    if protocol.image_rules == "lvis":
+        return None
     annotations_of, results_of = by_category_and_video(ground_truth.annotations), by_category_and_video(results)
     scores, right, num_true = [np.zeros(0)], [np.zeros(0, bool)], 0
     per_category = {}
@@ -70,11 +75,13 @@ def find_best_scores(ground_truth: GroundTruth, results: Sequence[Result], proto
     all_scores, all_right = np.concatenate(scores), np.concatenate(right)
     if not all_right.any():
         return None
-    kept = all_scores[None] >= SCORES[:, None]
+    num_kept, num_right = (
+        len(some) - np.searchsorted(np.sort(some), SCORES) for some in (all_scores, all_scores[all_right])
+    )
     return BestScores(
         _best(all_scores, all_right, num_true),
         per_category,
-        ScoreCurves(*_f1(np.count_nonzero(kept & all_right, axis=1), np.count_nonzero(kept, axis=1), num_true)),
+        ScoreCurves(*_f1(num_right, num_kept, num_true)),
     )
 
 

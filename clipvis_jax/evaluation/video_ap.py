@@ -222,8 +222,13 @@ def match_class(
         num_true += np.count_nonzero(~left_out, axis=1)
         if video_id in part_of:
             part = part_of[video_id]
+            overlap = track_overlaps(best_of[video_id], annotations, videos[video_id])
+            if protocol.image_rules and crowd.any():
+                shared_pixels = frame_intersections(best_of[video_id], annotations, videos[video_id]).sum(axis=0)
+                result_areas = np.array([result.track.areas.sum() for result in best_of[video_id]])[:, None]
+                overlap[:, crowd] = (shared_pixels / np.maximum(result_areas, 1))[:, crowd]
             matched[..., part], ignored[..., part] = match_tracks(
-                track_overlaps(best_of[video_id], annotations, videos[video_id]),
+                overlap,
                 np.array([annotation.id for annotation in annotations]),
                 left_out,
                 crowd if protocol.shared == "crowd" else np.ones_like(crowd),

@@ -1,8 +1,10 @@
 """The score with the best F1, against all that can be tried."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from plain_evaluation import random_case, read_truth
+from plain_evaluation import HEIGHT, WIDTH, random_case, read_truth, track
 
 from clipvis_jax.evaluation.best_score import SCORES, find_best_scores
 from clipvis_jax.evaluation.inputs import parse_results
@@ -54,3 +56,26 @@ def test_no_other_score_has_a_better_f1(seed):
 def test_nothing_right():
     ground_truth, _ = random_case(0)
     assert find_best_scores(read_truth(ground_truth), [], PROTOCOLS["ytvis"]) is None
+
+
+def test_images():
+    """A result within a crowd is neither right nor wrong; where not all classes were looked for, none is wrong."""
+    square, crowd, part, elsewhere = (track(box) for box in ((0, 0, 8, 8), (8, 8, 8, 8), (9, 9, 3, 3), (0, 9, 4, 4)))
+    truth = read_truth(
+        {
+            "videos": [{"id": 1, "height": HEIGHT, "width": WIDTH, "length": 1}],
+            "categories": [{"id": 1, "name": "a", "frequency": "f"}],
+            "annotations": [
+                {"id": 1, "video_id": 1, "category_id": 1, "iscrowd": 0, "segmentations": square},
+                {"id": 2, "video_id": 1, "category_id": 1, "iscrowd": 1, "segmentations": crowd},
+            ],
+        }
+    )
+    records = [
+        {"video_id": 1, "category_id": 1, "score": score, "segmentations": masks}
+        for score, masks in ((0.3, square), (0.9, part), (0.5, elsewhere))
+    ]
+    results = parse_results(records, truth)
+    best = find_best_scores(truth, results, PROTOCOLS["coco"])
+    assert dataclasses.astuple(best.overall) == pytest.approx((0.3, 2 / 3, 0.5, 1.0))
+    assert find_best_scores(truth, results, PROTOCOLS["lvis"]) is None
