@@ -1,7 +1,7 @@
 """What ``clipvis predict`` writes and prints: tracks, overlay, summary."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ _MIN_FPS = 0.01
 """The slowest that ``VideoWriter`` takes; reached with a large distance between frames."""
 
 
+OVERLAYS = "overlay.mp4", "overlay.png"
+"""Of videos and of images."""
+RAW = "raw.npz"
+
+
 @contextmanager
 def output_folder(path: Path) -> Iterator[Path]:
     """Make a folder for results; if the block fails, folders that were made and are empty are removed again.
@@ -44,7 +49,7 @@ def output_folder(path: Path) -> Iterator[Path]:
 
 def overlay_path(folder: Path, source: FrameSource) -> Path:
     """Say where the overlay of a source goes."""
-    return folder / ("overlay.png" if source.kind == "image" else "overlay.mp4")
+    return folder / OVERLAYS[source.kind == "image"]
 
 
 def write_results(
@@ -77,10 +82,10 @@ def write_results(
         InputError: A file cannot be written.
     """
     facts = video_facts(result, source, selection)
-    with writing_tracks(folder, result, facts, embeddings=embeddings) as (stage, written):
+    with writing_tracks(folder, result, facts, embeddings=embeddings, replaces=(*OVERLAYS, RAW)) as (stage, written):
         if result.raw is not None:
-            written.append(folder / "raw.npz")
-            save_video(stage / "raw.npz", result.raw.video, (raw_facts or {}) | {"video": facts})
+            written.append(folder / RAW)
+            save_video(stage / RAW, result.raw.video, (raw_facts or {}) | {"video": facts})
         if overlay:
             written.append(overlay_path(folder, source))
             write_overlay(overlay_path(stage, source), result, source, selection, show_progress=show_progress)
@@ -89,7 +94,12 @@ def write_results(
 
 @contextmanager
 def writing_tracks(
-    folder: Path, result: VideoResult, video: dict[str, Any], *, embeddings: bool
+    folder: Path,
+    result: VideoResult,
+    video: dict[str, Any],
+    *,
+    embeddings: bool,
+    replaces: Collection[str] = OVERLAYS,
 ) -> Iterator[tuple[Path, list[Path]]]:
     """Write tracks.json, and with it what the block writes, all or none; see ``writing_together``.
 
@@ -97,7 +107,7 @@ def writing_tracks(
         The temporary folder to write to; and the paths written, to which the block adds its own.
     """
     tracks = folder / "tracks.json"
-    with writing_together(folder, tracks.name) as stage:
+    with writing_together(folder, tracks.name, replaces=replaces) as stage:
         with atomic_path(stage / tracks.name) as path, path.open("w", encoding="utf-8") as file:
             write_tracks(file, result, video, embeddings=embeddings)
         yield stage, [tracks]

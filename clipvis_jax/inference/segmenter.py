@@ -374,15 +374,17 @@ class Segmenter:
         embed_dim = classifier.embeddings.shape[1]
         tracker = TrackerState.start(num_tracks, len(names), embed_dim, self.config.association, scores)
         store = FrameStore(num_tracks, len(names), self.config.temp_dir) if keep_frames else None
-        return VideoState(names, classifier, tracker, store, background=used)
+        return VideoState(names, classifier, tracker, store, background=used, asked_background=background)
 
-    def set_classes(self, state: VideoState, classes: Sequence[str], *, background: Background = ()) -> VideoState:
+    def set_classes(
+        self, state: VideoState, classes: Sequence[str], *, background: Background | None = None
+    ) -> VideoState:
         """Ask a stream for other classes from its next frame on; tracks keep their ids, scores start anew.
 
         Args:
             state: A state that keeps no frames; it stays as it is.
             classes: Class names; synonyms of one class are separated by commas.
-            background: See ``predict``.
+            background: See ``predict``; None: what ``start`` was given.
 
         Raises:
             InputError: A class name cannot be used.
@@ -393,10 +395,14 @@ class Segmenter:
                 "a state that keeps its frames keeps its classes; start with keep_frames=False, or rename the result "
                 "of predict with keep_raw=True"
             )
-        renamed = self.start(classes, background=background, keep_frames=False)
+        asked = state.asked_background if background is None else background
+        renamed = self.start(classes, background=asked, keep_frames=False)
         old = state.tracker.sums
         sums = dataclasses.replace(renamed.tracker.sums, config=old.config, num_frames=old.num_frames)
-        return dataclasses.replace(renamed, tracker=dataclasses.replace(state.tracker, sums=sums), sizes=state.sizes)
+        tracker = dataclasses.replace(
+            renamed.tracker, association=state.tracker.association, history=state.tracker.history, sums=sums
+        )
+        return dataclasses.replace(renamed, tracker=tracker, sizes=state.sizes)
 
     def step(
         self,

@@ -4,6 +4,7 @@ Offline and streaming use share this; it runs on the host and is given the netwo
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -33,6 +34,7 @@ class VideoState:
         store: Past frames, compressed, on disk; None where none are kept, so that there is no final result.
         sizes: The sizes of all frames; None before the first.
         background: Names behind the vocabulary in ``classifier``, which are left out of results.
+        asked_background: What ``Segmenter.start`` was asked for: "auto", or names.
     """
 
     class_names: tuple[str, ...]
@@ -41,6 +43,7 @@ class VideoState:
     store: FrameStore | None = None
     sizes: MaskResizer | None = None
     background: tuple[str, ...] = ()
+    asked_background: Sequence[str] = ()
 
     def close(self) -> None:
         """Delete what is kept of past frames on disk."""

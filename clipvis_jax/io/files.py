@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -92,8 +92,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_together(folder: Path, last: str) -> Iterator[Path]:
+def writing_together(folder: Path, last: str, *, replaces: Collection[str] = ()) -> Iterator[Path]:
     """Give a temporary folder whose files move to `folder` when the block ends well, all of them or none.
+
+    Of the names that it `replaces`, files of an earlier block go, also where this one has written none.
 
     No system moves several files in one step: while they move, or if the process is killed just then, `last` is
     missing. Where it is there, everything beside it is of the same block.
@@ -105,7 +107,16 @@ def writing_together(folder: Path, last: str) -> Iterator[Path]:
     try:
         stage.mkdir()
         yield stage
+        written = {path.name for path in stage.iterdir()}
+        # Without the last file the others are the user's own.
+        outdated = set(replaces) - written if (folder / last).exists() else set()
+        for name in written | outdated:
+            target = (folder / name).resolve()
+            if target.exists() and not target.is_file():
+                raise InputError(f"{folder / name}: exists and is not a regular file; choose another path")
         (folder / last).resolve().unlink(missing_ok=True)
+        for name in outdated:
+            (folder / name).unlink(missing_ok=True)
         for path in sorted(stage.iterdir(), key=lambda path: path.name == last):
             target = (folder / path.name).resolve()
             try:
@@ -153,16 +164,19 @@ def _mark(pid: str | int) -> str:
 @functools.cache
 def _remove_dead(folder: Path) -> None:
     own = _mark(os.getpid()).split(".")
-    with suppress(OSError):
-        for path in folder.iterdir():
-            if not path.name.startswith(".clipvis-"):
-                continue
-            mark = path.name.split("-")[1].split(".")
+    try:
+        paths = [path for path in folder.iterdir() if path.name.startswith(".clipvis-")]
+    except OSError:
+        return
+    for path in paths:
+        mark = path.name.split("-")[1].split(".")
+        with suppress(OSError):
             # Of another machine, another container or another user nobody knows here whether they run.
-            known = len(mark) == 4 and mark[:2] == own[:2] and path.lstat().st_uid == os.getuid()
-            if known and _mark(mark[2]) != ".".join(mark):
-                with suppress(OSError):
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if len(mark) != 4 or mark[:2] != own[:2] or path.lstat().st_uid != os.getuid():
+                continue
+            now = _mark(mark[2])
+            if now != ".".join(mark) if now else not Path("/proc", mark[2]).exists():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -11,10 +11,10 @@ from clipvis_jax.errors import InputError
 MAX_INPUT_SIDE = 2**14
 """Longest side of the network's input, in pixels."""
 _HIGHEST = {
-    "num_layers": 256,
-    "depths": 256,
+    "num_layers": 64,
+    "depths": 64,
     "num_heads": 256,
-    "num_points": 64,
+    "num_points": 16,
     "num_queries": 10_000,
     "context_length": 4096,
     "vocab_size": 2**20,

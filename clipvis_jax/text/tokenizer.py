@@ -246,7 +246,7 @@ def _load_folder(folder: Path, context_length: int | None, name: str) -> ClipTok
     ):
         raise InputError(f"{name}: no tokenizer here (tokenizer.json, or vocab.json and merges.txt, expected)")
 
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         _check_size(path.stat().st_size if path.is_file() else 0, path)
 
     from transformers import CLIPTokenizer  # noqa: PLC0415 (slow to import)

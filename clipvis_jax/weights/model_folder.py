@@ -8,6 +8,7 @@ but the parameters, whose checksum is in ``config.json``).
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.io.files import exchange, output_error
 from clipvis_jax.io.folder_lock import LOCK, locked_folder
+from clipvis_jax.io.json_text import read_json
 from clipvis_jax.models.backbones import KINDS
 from clipvis_jax.models.clip_text import TextConfig
 from clipvis_jax.models.clipvis import ClipVisConfig, Variables, clip_shapes, decoder_shapes
@@ -36,9 +38,13 @@ from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.models.sizes import MAX_INPUT_SIDE
 from clipvis_jax.text.tokenizer import ClipTokenizer, load_tokenizer
+from clipvis_jax.weights.state_dicts import file_sha256
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+_LARGEST_CONFIG = 2**22
+_MOST_COMPRESSED = 8
+"""Weights hardly shrink when they are compressed."""
 Storage = Literal["float32", "float16"]
 """Types in which variables may be stored; they are read as float32."""
 
@@ -214,8 +220,12 @@ def load_model(folder: Path) -> ModelFolder:
         what = "not a model folder (no config.json)" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {what}; make a model folder with 'clipvis convert'")
     try:
+        if config_file.stat().st_size > _LARGEST_CONFIG:
+            raise ValueError("it is too large")
         description = json.loads(config_file.read_bytes())
         version = description["format_version"]
+        if type(version) is not int:
+            raise TypeError("format_version is no whole number")
         if version <= FORMAT_VERSION:
             config = config_from_json(description["config"])
             shapes = _variable_shapes(config)
@@ -231,7 +241,10 @@ def load_model(folder: Path) -> ModelFolder:
     try:
         # Before they are read: a small file may stand for an array of any size.
         found = jax.tree.map(lambda leaf: leaf.shape, ocp.metadata(path).metadata)
+        _check_bytes(path, shapes)
         variables = ocp.load(path) if found == shapes else None
+    except InputError:
+        raise
     except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
         raise InputError(f"{folder / 'variables'}: damaged ({first_line(error)}); convert the model again") from error
     if variables is None or jax.tree.map(np.shape, variables) != shapes:
@@ -252,7 +265,7 @@ def load_model(folder: Path) -> ModelFolder:
 def _digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of a model folder but its parameters and its manifest."""
     files = [folder / "config.json", *sorted(path for path in (folder / "tokenizer").rglob("*") if path.is_file())]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 
 
 def _check_manifest(folder: Path) -> None:
@@ -265,10 +278,7 @@ def _check_manifest(folder: Path) -> None:
             stacklevel=3,
         )
         return
-    try:
-        expected = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({first_line(error)}); convert the model again") from error
+    expected = read_json(path, dict[str, str], "convert the model again")
     found = _digests(folder)
     for name in sorted(expected | found):
         if expected.get(name) != found.get(name):
@@ -282,6 +292,14 @@ def _check_manifest(folder: Path) -> None:
 def _variable_shapes(config: ClipVisConfig) -> dict[str, Any]:
     """Return the shape of every variable of a model, without computing any."""
     return jax.tree.map(np.shape, {"clip_vars": clip_shapes(config), "params": decoder_shapes(config)})
+
+
+def _check_bytes(path: Path, shapes: dict[str, Any]) -> None:
+    """Refuse configurations of much more than the files hold: zeros are compressed to next to nothing."""
+    needed = 2 * sum(math.prod(shape) for shape in jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple)))
+    there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if needed > _MOST_COMPRESSED * there + 2**26:
+        raise InputError(f"{path}: has {there} bytes, but config.json asks for {needed}; convert the model again")
 
 
 def _check_vocabulary(tokenizer: ClipTokenizer, text: TextConfig) -> None:
@@ -310,16 +328,34 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
     if jax.process_index() != 0:
         yield path
         return
-    with locked_folder(path, who="another process", place=folder):
-        try:
-            if (path / "old").exists() and not folder.exists():
-                (path / "old").rename(folder)  # it was killed between the two renames of ``_move_into_place``
-            for left in path.iterdir():
-                if left.name != LOCK:
-                    shutil.rmtree(left)
-            yield path
-        finally:
+    if path.is_symlink() or (path.exists() and path.stat().st_uid != os.geteuid()):
+        raise InputError(f"{path}: was put there by somebody else; remove it, or choose another folder")
+    try:
+        with locked_folder(path, who="another process", place=folder):
+            try:
+                if (path / "old").exists() and not folder.exists():
+                    (path / "old").rename(folder)  # it was killed between the two renames of ``_move_into_place``
+                _empty(path)
+                yield path
+            finally:
+                # The lock goes last: whoever comes in between begins in an empty folder.
+                _empty(path)
+                (path / LOCK).unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):
+            path.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock, as far as that can be done."""
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 def _move_into_place(new: Path, folder: Path, *, old: Path) -> None:

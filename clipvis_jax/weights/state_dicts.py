@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.weights.torch_names import CLIP_PREFIX, HEAD_PREFIX
 
 if TYPE_CHECKING:
@@ -140,7 +140,12 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     state_dict = _find_state_dict(path, checkpoint)
     # Views that repeat an element are small until they are copied.
     _check_unpacked(path, sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values()))
-    return {key: _to_numpy(tensor) for key, tensor in state_dict.items()}
+    try:
+        return {key: _to_numpy(tensor) for key, tensor in state_dict.items()}
+    except (TypeError, RuntimeError) as error:  # sparse, quantized or without values
+        raise InputError(
+            f"{path}: holds a tensor that is no plain array ({first_line(error)}); save its state dict alone, dense"
+        ) from error
 
 
 def _archive_members(path: Path) -> list[zipfile.ZipInfo]:

@@ -304,7 +304,7 @@ def test_archive_of_results_that_are_there(test_set, annotations, tmp_path, caps
         ('[{"video_id": 10, "category_id": 4}]', "r.json: results[0].category_id is 4; test has no such category"),
         ('[{"video_id": 9, "category_id": 3}]', "r.json: results[0].video_id is 9; test has no such video"),
         (None, "r.json: cannot be read (No such file or directory)"),
-        ("folder", "r.json: cannot be read (Is a directory)"),
+        ("folder", "r.json: is not a regular file; give"),
     ],
 )
 def test_nothing_else_becomes_an_archive(test_set, tmp_path, capsys, content, message):

@@ -241,11 +241,12 @@ def test_other_names_give_what_a_new_run_gives(kind, monkeypatch):
         expected.rename(class_names())
 
 
-def test_a_stream_can_be_asked_for_other_classes():
+def test_a_stream_can_be_asked_for_other_classes(monkeypatch):
     segmenter = tiny_segmenter("rn", window=1)
     frames = clip_frames()
     state, _ = segmenter.step(segmenter.start(class_names(), keep_frames=False), frames[0])
     renamed = segmenter.set_classes(state, other_names())
+    assert renamed.tracker.mask_area.sum() == renamed.tracker.sums.class_sum.sum() == 0
     renamed, live = segmenter.step(renamed, frames[1], top_k=200)
     _, unchanged = segmenter.step(state, frames[1], top_k=200)
     assert renamed.num_frames == 2
@@ -257,6 +258,11 @@ def test_a_stream_can_be_asked_for_other_classes():
         assert track.class_name == other_names()[track.class_index]
     with segmenter.start(class_names()) as kept, pytest.raises(RuntimeError, match="keeps its classes"):
         segmenter.set_classes(kept, other_names())
+    asked, start = [], segmenter.start
+    monkeypatch.setattr(segmenter, "start", lambda names, *, background, **_: asked.append(background) or start(names))
+    for background in (None, (), ("wall",)):
+        segmenter.set_classes(dataclasses.replace(state, asked_background="auto"), other_names(), background=background)
+    assert asked == ["auto", (), ("wall",)]
 
 
 def test_a_step_leaves_the_state_as_it_was():

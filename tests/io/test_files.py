@@ -1,5 +1,6 @@
 import ast
 import errno
+import os
 import re
 import resource
 import subprocess
@@ -10,7 +11,14 @@ import pytest
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.io import files
-from clipvis_jax.io.files import atomic_path, cache_folder, output_error, prepare_output_dir, write_text
+from clipvis_jax.io.files import (
+    atomic_path,
+    cache_folder,
+    output_error,
+    prepare_output_dir,
+    write_text,
+    writing_together,
+)
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -187,6 +195,38 @@ def test_the_cache_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(folder.iterdir()) == []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "clipvis_jax"
+
+
+def test_files_of_an_earlier_run_go_with_it(tmp_path):
+    (tmp_path / "overlay").write_text("the user's own")
+    for content in ("first", "second"):
+        with writing_together(tmp_path, "tracks", replaces=("overlay", "raw")) as stage:
+            (stage / "tracks").write_text(content)
+            if content == "first":
+                (stage / "raw").write_text(content)
+        assert (tmp_path / "overlay").exists() == (content == "first")
+    assert [path.name for path in tmp_path.iterdir()] == ["tracks"]
+
+
+def write_together(folder, *names):
+    with writing_together(folder, "tracks") as stage:
+        for name in names:
+            (stage / name).touch()
+
+
+def test_what_is_no_file_is_not_replaced_and_nothing_lost(tmp_path):
+    (tmp_path / "tracks").write_text("first")
+    (tmp_path / "overlay").mkdir()
+    message = f"{tmp_path / 'overlay'}: exists and is not a regular file; choose another path"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        write_together(tmp_path, "tracks", "overlay")
+    assert (tmp_path / "tracks").read_text() == "first"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "tracks").unlink()
+    (tmp_path / "tracks").symlink_to("pipe")
+    with pytest.raises(InputError, match="tracks: exists and is not"):
+        write_together(tmp_path, "tracks")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 KILLED = """

@@ -25,8 +25,8 @@ def test_images_go_through_the_image_model(tmp_path, monkeypatch):
     """The network itself is tested elsewhere; here it finds the case's only object, a square of 10 by 10 pixels."""
     calls = []
 
-    def predict_image(self, image, classes, *, top_k, background=(), min_score=0.0):
-        assert background == ()
+    def predict_image(self, image, classes, *, top_k, background=(), min_score=0.0, keep_raw=False):
+        assert (background, keep_raw) == ((), False)
         calls.append((image.shape, tuple(classes), top_k, self.config.shorter_side(is_image=True)))
         mask = np.zeros(image.shape[:2], bool)
         mask[1:11, 1:11] = True

@@ -199,11 +199,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "impossible heads": (edit(config__text__num_heads=5), "config.json", "damaged"),
     "other sizes": (edit(config__query_decoder__num_queries=21), "", "the variables do not fit config.json"),
     "other values": (other_values, "variables", "damaged (another checksum)"),
-    "a size that is none": (edit(inference__size="big"), "config.json", "damaged (ValueError: size big and"),
+    "a size that is none": (edit(inference__size="big"), "config.json", "damaged (ValueError: size big, max"),
     "a size below the stride": (
         edit(inference__size=5),
         "config.json",
-        "damaged (ValueError: size 5 and max_size 1333",
+        "damaged (ValueError: size 5, max_size 1333",
     ),
     "an empty background name": (edit(inference__background=["sky", " "]), "config.json", "damaged (TypeError: backgr"),
     "background is text": (edit(inference__background="sky"), "config.json", "damaged (TypeError: background"),
@@ -214,8 +214,29 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "tokenizer/added_tokens.json",
         "was added since the model was written",
     ),
-    "half a manifest": (lambda p: (p / MANIFEST).write_text('{"config'), MANIFEST, "damaged"),
-    "a list as manifest": (lambda p: (p / MANIFEST).write_text("[5]"), MANIFEST, "damaged"),
+    "half a manifest": (lambda p: (p / MANIFEST).write_text('{"config'), MANIFEST, "is not valid JSON"),
+    "a list as manifest": (lambda p: (p / MANIFEST).write_text("[[1, 2]]"), MANIFEST, "Expected object, got array"),
+    "a deep manifest": (lambda p: (p / MANIFEST).write_text("[" * 100_000), MANIFEST, "convert the model again"),
+    "a version that is no number": (
+        edit(format_version=float("nan")),
+        "config.json",
+        "damaged (TypeError: format_vers",
+    ),
+    "an endless config": (lambda p: os.truncate(p / "config.json", 2**30), "config.json", "damaged (ValueError: it is"),
+    "an endless file": (
+        lambda p: (
+            (p / "tokenizer/deep").mkdir(),
+            (p / "tokenizer/deep/x").touch(),
+            os.truncate(p / "tokenizer/deep/x", 2**40),
+        ),
+        "tokenizer/deep/x",
+        "holds more than 32 MiB",
+    ),
+    "gigabytes in little room": (
+        edit(config__text__vocab_size=2**17, config__text__width=2**12),
+        "variables",
+        "but config.json asks for",
+    ),
     "no variables": (lambda p: shutil.rmtree(p / "variables"), "variables", "damaged"),
     "no tokenizer": (lambda p: shutil.rmtree(p / "tokenizer"), "tokenizer", "convert the model again"),
     "half a tokenizer": (lambda p: (p / "tokenizer/tokenizer.json").write_text("{"), "tokenizer", "convert the model"),
@@ -415,6 +436,22 @@ def test_one_conversion_at_a_time_and_what_a_killed_one_left(tmp_path: Path, mon
     assert "exists already" in message_of(save, folder)
     assert json.loads((folder / "config.json").read_text())["source"] == {"converter": "first"}
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_somebody_elses_folder_is_not_emptied(tmp_path: Path) -> None:
+    """In a shared folder anybody can put a link to where the temporary files would go."""
+    folder = tmp_path / "model"
+    photos = tmp_path / "home" / "photos"
+    photos.mkdir(parents=True)
+    link = tmp_path / f".clipvis-{hashlib.sha256(bytes(folder)).hexdigest()[:8]}"
+    link.symlink_to(tmp_path / "home")
+    assert message_of(save, folder) == f"{link}: was put there by somebody else; remove it, or choose another folder"
+    assert photos.is_dir()
+    link.unlink()
+    link.mkdir()
+    (link / "stray").touch()  # a file, as network file systems leave of locks
+    save(folder)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "home", folder]
 
 
 def test_ctrl_c_waits_for_orbaxs_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,9 @@ class _Records:
             return FEATURES.deserialize_example_np(data)
         except InputError:
             raise
+        except OSError as error:
+            path = self._folder / self._files[number].name
+            raise InputError(f"{path}: cannot be read ({error.strerror or error}); try again") from error
         except Exception as error:  # array_record, tensorflow-datasets and protobuf raise many kinds
             reason = " ".join(str(error).split())
             raise _damaged(self._folder / self._files[number].name, reason) from error
@@ -188,8 +191,16 @@ def _folders_with(name: str, root: epath.Path) -> list[epath.Path]:
             return here
         found += here
         if depth < 3:
-            folders = [child for folder in folders for child in folder.iterdir() if child.is_dir()]
+            folders = [child for folder in folders for child in _folders_in(folder)]
     return sorted(found)
+
+
+def _folders_in(folder: epath.Path) -> list[epath.Path]:
+    """List the folders in a folder; none where that is not allowed, as in a disk's lost+found."""
+    try:
+        return [child for child in folder.iterdir() if child.is_dir()]
+    except PermissionError:
+        return []
 
 
 def _damaged(path: epath.Path, reason: str) -> InputError:
