@@ -154,6 +154,7 @@ class Predict(NamingOptions):
             "dtype": self.dtype,
             "text_digest": segmenter.text_digest(),
             "source": str(path.resolve()),
+            "source_state": predict_outputs.source_state(path),
             "selection": dataclasses.asdict(selection),
             "on_error": self.on_error,
             "max_pixels": self.max_pixels or MAX_PIXELS,

@@ -1,21 +1,27 @@
 """What ``clipvis predict`` writes and prints: tracks, overlay, summary."""
 
+import dataclasses
+import hashlib
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from jaxtyping import UInt8
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from clipvis_jax.inference.raw_video import save_video
-from clipvis_jax.inference.result_file import write_tracks
+from clipvis_jax.errors import InputError
+from clipvis_jax.inference.raw_video import RawVideo, load_video, save_video
+from clipvis_jax.inference.result_file import VideoFacts, write_tracks
 from clipvis_jax.inference.results import VideoResult
 from clipvis_jax.io.files import atomic_path, prepare_output_dir, writing_together
 from clipvis_jax.io.terminal import print_lines, print_table
-from clipvis_jax.media.video_reader import FrameSelection, FrameSource
+from clipvis_jax.media.images import list_images
+from clipvis_jax.media.video_reader import FrameSelection, FrameSource, open_frames
 from clipvis_jax.media.video_writer import VideoWriter
 
 FOLDER_FPS = 10.0
@@ -121,7 +127,7 @@ def video_facts(result: VideoResult, source: FrameSource, selection: FrameSelect
     """
     video = {
         "id": 1,
-        "name": source.name,
+        "name": os.fsencode(source.name).decode("utf-8", "replace"),  # not all names of files are text
         "height": result.height,
         "width": result.width,
         "length": result.num_frames,
@@ -136,28 +142,118 @@ def video_facts(result: VideoResult, source: FrameSource, selection: FrameSelect
 
 
 def write_overlay(
-    path: Path, result: VideoResult, source: FrameSource, selection: FrameSelection, *, show_progress: bool
+    path: Path,
+    result: VideoResult,
+    source: FrameSource,
+    selection: FrameSelection,
+    *,
+    show_progress: bool,
+    times_s: Sequence[float] | None = None,
 ) -> None:
     """Draw the tracks on the frames, which are decoded once more: a video, or an image for an image.
 
     An instance is drawn once, under its best class.
 
+    Args:
+        path: Where to.
+        result: The tracks.
+        source: Where the frames are from.
+        selection: Which of them were used.
+        show_progress: Show a progress bar.
+        times_s: When each frame is shown, in seconds; by default, what the source knows once it was read.
+
     Raises:
-        InputError: The file cannot be written.
+        InputError: The file cannot be written, or the source has other frames now.
     """
     result = result.best()
+    frames = _frames_of(result, source)
     if source.kind == "image":
-        _, frame = next(iter(source))
         with atomic_path(path) as temporary:
-            result.plot(0, frame).save(temporary)
+            result.plot(0, next(frames)).save(temporary)
         return
     fps = max((source.fps or FOLDER_FPS) / selection.every, _MIN_FPS)
-    times_s = list(source.frame_times_s.values())
+    times_s = times_s or list(source.frame_times_s.values())
     shape = result.height, result.width
     with VideoWriter(path, *shape, fps, times_s=times_s, pixel_aspect=source.pixel_aspect) as writer:
-        frames = tqdm(source, total=result.num_frames, desc="writing overlay", unit="frame", disable=not show_progress)
-        for index, (_, frame) in enumerate(frames):
+        bar = tqdm(frames, total=result.num_frames, desc="writing overlay", unit="frame", disable=not show_progress)
+        for index, frame in enumerate(bar):
             writer.write(np.asarray(result.plot(index, frame)))
+
+
+def _frames_of(result: VideoResult, source: FrameSource) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Yield the frames of a result.
+
+    Raises:
+        InputError: The source has more or fewer, or of another size.
+    """
+    count = 0
+    for count, (_, frame) in enumerate(source, start=1):
+        if count > result.num_frames or frame.shape[:2] != (result.height, result.width):
+            raise _changed(source.name)
+        yield frame
+    if count < result.num_frames:
+        raise _changed(source.name)
+
+
+def _changed(source: str) -> InputError:
+    return InputError(f"{source}: has changed since it was segmented, so nothing can be drawn on it; segment it again")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """What raw.npz tells of the run that wrote it: its settings, ``source_state``, and ``video_facts``."""
+
+    model: str
+    dtype: Literal["float32", "bfloat16"]
+    text_digest: str
+    source: str
+    source_state: str
+    selection: FrameSelection
+    on_error: Literal["stop", "skip"]
+    max_pixels: Annotated[int, msgspec.Meta(ge=1)]
+    video: dict[str, Any]
+
+    def open_source(self) -> FrameSource:
+        """Open the source once more.
+
+        Raises:
+            InputError: It is not there, or not what it was.
+        """
+        path = Path(self.source)
+        if not path.exists():
+            raise InputError(f"{path}: is not there any more, so nothing can be drawn on it; use --no-overlay")
+        if source_state(path) != self.source_state:
+            raise _changed(self.source)
+        return open_frames(path, self.selection, on_error=self.on_error, max_pixels=self.max_pixels)
+
+
+def read_raw(path: Path) -> tuple[RawVideo, RunFacts]:
+    """Read raw.npz: what the network predicted, and of what.
+
+    Raises:
+        InputError: The file is missing, damaged or was not written by ``clipvis predict``.
+    """
+    raw, facts = load_video(path)
+    if "source" not in facts:
+        raise InputError(f"{path}: was not written by 'clipvis predict --save-raw'; give one that was")
+    try:
+        run = msgspec.convert(facts, RunFacts)
+        video = msgspec.convert(run.video, VideoFacts)
+        size = [raw.num_frames, *raw.mask_sizes[3].tolist()]
+        if [video.length, video.height, video.width] != size or video.frame_numbers is None:
+            raise ValueError("the video's facts are of another video")
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); delete it and run the command that wrote it again") from error
+    return raw, run
+
+
+def source_state(path: Path) -> str:
+    """Tell by names, sizes and times whether a video, image or folder of images is the same as before."""
+    states = []
+    for file in list_images(path) if path.is_dir() else [path]:
+        status = file.stat()
+        states.append((os.fsencode(file.name), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def print_summary(result: VideoResult, numbers: Sequence[int]) -> None:

@@ -39,31 +39,22 @@ class Rename(NamingOptions):
         with stopping_at_once():
             from clipvis_jax.commands import predict_outputs
             from clipvis_jax.inference.loading import enable_compilation_cache, load
-            from clipvis_jax.inference.raw_video import load_video
             from clipvis_jax.inference.scores import ScoreConfig
             from clipvis_jax.inference.segmenter import InferenceConfig
-            from clipvis_jax.media.video_reader import FrameSelection, open_frames
 
             classes = self.read_classes()
             background = self.read_background()
             path = self.raw / "raw.npz" if self.raw.is_dir() else self.raw
-            raw, facts = load_video(path)
-            if "source" not in facts:
-                raise InputError(f"{path}: was not written by 'clipvis predict --save-raw'; give one that was")
-            source, selection = Path(facts["source"]), FrameSelection(**facts["selection"])
-            if self.overlay and not source.exists():
-                raise InputError(f"{source}: is not there any more, so nothing can be drawn on it; use --no-overlay")
+            raw, run = predict_outputs.read_raw(path)
+            frames = run.open_source() if self.overlay else None
             enable_compilation_cache()
             segmenter = load(
-                self.model or Path(facts["model"]),
-                dtype=facts["dtype"],
+                self.model or Path(run.model),
+                dtype=run.dtype,
                 config=InferenceConfig(scores=ScoreConfig(over=self.scores)),
             )
-            if segmenter.text_digest() != facts["text_digest"]:
+            if segmenter.text_digest() != run.text_digest:
                 raise InputError(f"{path}: was predicted by another model; give that with --model")
-            frames = None
-            if self.overlay:
-                frames = open_frames(source, selection, on_error=facts["on_error"], max_pixels=facts["max_pixels"])
         with predict_outputs.output_folder(self.out) as out:
             result = segmenter.rename(
                 raw,
@@ -73,11 +64,13 @@ class Rename(NamingOptions):
                 min_score=self.min_score,
                 show_progress=True,
             )
-            video = facts["video"]
-            with predict_outputs.writing_tracks(out, result, video, embeddings=self.embeddings) as (stage, written):
+            with predict_outputs.writing_tracks(out, result, run.video, embeddings=self.embeddings) as (stage, written):
                 if frames is not None:
                     written.append(predict_outputs.overlay_path(out, frames))
                     overlay = predict_outputs.overlay_path(stage, frames)
-                    predict_outputs.write_overlay(overlay, result, frames, selection, show_progress=True)
-        predict_outputs.print_summary(result, video["frame_numbers"])
+                    times_s = run.video.get("frame_times_s")
+                    predict_outputs.write_overlay(
+                        overlay, result, frames, run.selection, show_progress=True, times_s=times_s
+                    )
+        predict_outputs.print_summary(result, run.video["frame_numbers"])
         predict_outputs.print_written(written)

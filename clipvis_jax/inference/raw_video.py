@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,14 @@ from clipvis_jax.inference.scores import (
 from clipvis_jax.inference.tracker import FrameQueries
 from clipvis_jax.io.files import atomic_path
 from clipvis_jax.masks.resize import MaskResizer, encode_rle, pack_mask_logits, unpack_mask_logits
+from clipvis_jax.masks.rle import MAX_SIDE
 
 _COLUMNS = ("object_logits", "iou", "query_embed", "visual_embed", "mask_area", "mask_prob_sum")
+_DAMAGED = (
+    *(OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, RecursionError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What numpy, zipfile and json raise of files that hold something else."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,9 +124,39 @@ def load_video(path: Path) -> tuple[RawVideo, dict[str, Any]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             fields = {field.name: arrays[field.name] for field in dataclasses.fields(RawVideo)}
-            return RawVideo(**fields | {"is_image": bool(fields["is_image"])}), json.loads(arrays["facts"].item())
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            _check(fields)
+            facts = json.loads(arrays["facts"].item())
+            if not isinstance(facts, dict):
+                raise ValueError("facts are no object")
+            return RawVideo(**fields | {"is_image": bool(fields["is_image"])}), facts
+    except _DAMAGED as error:
         raise InputError(f"{path}: damaged ({error}); delete it and run the command that wrote it again") from error
+
+
+def _check(arrays: dict[str, np.ndarray]) -> None:
+    """Make sure that the arrays of a file fit together.
+
+    Raises:
+        ValueError, zlib.error: They do not.
+    """
+    frames_queries = arrays["iou"].shape
+    for name in (*_COLUMNS, "mask_ends"):
+        array, ndim = arrays[name], 3 if name in ("object_logits", "query_embed", "visual_embed") else 2
+        kind = "i" if name == "mask_ends" else "f"
+        if array.shape[:2] != frames_queries or array.ndim != ndim or array.size == 0 or array.dtype.kind != kind:
+            raise ValueError(f"{name} has type {array.dtype} and shape {array.shape}")
+    masks, ends, sizes = arrays["masks"], arrays["mask_ends"].ravel(), arrays["mask_sizes"]
+    if masks.dtype != np.uint8 or (np.diff(ends, prepend=0) <= 0).any() or masks.shape != (ends[-1],):
+        raise ValueError("mask_ends do not rise to the length of masks")
+    if (
+        sizes.shape != (4, 2)
+        or sizes.dtype.kind != "i"
+        or sizes.min() < 1
+        or sizes.max() > MAX_SIDE
+        or (sizes[2] > sizes[1]).any()
+    ):
+        raise ValueError("mask_sizes are no sizes")
+    unpack_mask_logits(masks[: ends[0]].tobytes(), tuple(sizes[0].tolist()))  # whether masks are of these sizes
 
 
 class VideoReplay:

@@ -36,6 +36,14 @@ class VideoFacts:
     frame_numbers: list[Annotated[int, msgspec.Meta(ge=0)]] | None = None
     frame_times_s: list[float] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("frame_numbers", "frame_times_s"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.length:
+                raise ValueError(f"{name} has {len(values)} entries, not {self.length}")
+        if self.frame_numbers is not None and self.frame_numbers != sorted(set(self.frame_numbers)):
+            raise ValueError("frame_numbers must rise")
+
 
 @dataclasses.dataclass(frozen=True)
 class _Mask:
@@ -116,13 +124,7 @@ def load_result(path: Path) -> tuple[VideoResult, VideoFacts]:
     document: _Document = read_json(path, _Document, _ADVICE)
     video, names = document.video, tuple(category.name for category in document.categories)
     size, positions = (video.height, video.width), {c.id: i for i, c in enumerate(document.categories)}
-    for name in ("frame_numbers", "frame_times_s"):
-        values = getattr(video, name)
-        if values is not None and len(values) != video.length:
-            raise InputError(f"{path}: video.{name} has {len(values)} entries, not {video.length}; {_ADVICE}")
     numbers = None if video.frame_numbers is None else tuple(video.frame_numbers)
-    if numbers and list(numbers) != sorted(set(numbers)):
-        raise InputError(f"{path}: video.frame_numbers must rise; {_ADVICE}")
     empty = empty_mask(list(size))
     tracks = []
     for index, record in enumerate(document.results):

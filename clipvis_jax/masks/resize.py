@@ -119,10 +119,14 @@ def pack_mask_logits(logits: Float[np.ndarray, "q h4 w4"]) -> list[bytes]:
 
 
 def unpack_mask_logits(packed: bytes, size: tuple[int, int]) -> Float[np.ndarray, "h4 w4"]:
-    """Restore mask logits; 1 and -1 stand for values whose sign alone matters."""
+    """Restore mask logits; 1 and -1 stand for values whose sign alone matters.
+
+    Raises:
+        ValueError, zlib.error: They are of another size, or something else.
+    """
     cells = size[0] * size[1]
     values_start = 4 + int.from_bytes(packed[:4])
-    planes = np.frombuffer(zlib.decompress(packed[4:values_start]), np.uint8).reshape(2, -1)
+    planes = np.frombuffer(zlib.decompress(packed[4:values_start]), np.uint8).reshape(2, (cells + 7) // 8)
     signs, exact = np.unpackbits(planes, axis=1, count=cells)
     logits = signs.astype(np.float32) * 2 - 1
     logits[exact.astype(bool)] = np.frombuffer(packed, np.float32, offset=values_start)

@@ -207,7 +207,7 @@ def test_results_that_python_saved_are_cut_out_of_their_frames(frames, tmp_path,
             np.testing.assert_array_equal(crop[..., :3], images[number])
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
 def test_sources_that_predict_accepted_are_cut(tmp_path, monkeypatch, capsys):
     film, numbers = Path(__file__).parents[1] / "cases" / "media" / "corrupt.avi", (6, 10, 12)
     small = functools.partial(open_frames, max_pixels=100)  # as if the film were too large for the default
