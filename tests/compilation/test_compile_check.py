@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from clipvis_jax.cli import main
 from clipvis_jax.commands.compile_check import format_report
 from clipvis_jax.compilation.check import CompileReport, Memory, compile_step, model_of, parse_out_of_memory
+from clipvis_jax.compilation.gpu_profile import find_kernels
 from clipvis_jax.compilation.hlo_collectives import Collectives, find_collectives
 from clipvis_jax.data.pipeline import PipelineConfig
 from clipvis_jax.errors import InputError
@@ -236,6 +237,80 @@ def test_a_step_is_not_compiled_for_a_batch_that_chips_do_not_divide(tiny_backbo
         compile_step(dataclasses.replace(experiment(), backbone=None), jax.devices()[:4], "here")
 
 
+# --- programs for GPUs
+
+# Shortened from what XLA writes for an H100. A loop of eight rounds starts a look-up, a product and a library call in
+# each; what is inside a fusion starts nothing of its own, and loops of known length do not compute their condition.
+GPU_HLO = """HloModule jit_step, is_scheduled=true
+
+%fused_gather (p: f32[100,4], q: s32[8]) -> f32[8,4] {
+  %p = f32[100,4]{1,0} parameter(0)
+  %q = s32[8]{0} parameter(1)
+  %inner = s32[8]{0} fusion(%q), kind=kLoop, calls=%fused_copy
+  ROOT %gather.1 = f32[8,4]{1,0} gather(%p, %inner), offset_dims={1}
+}
+
+%fused_copy (x: s32[8]) -> s32[8] {
+  %x = s32[8]{0} parameter(0)
+  ROOT %copy.1 = s32[8]{0} copy(%x)
+}
+
+%body (t: (s32[], f32[100,4])) -> (s32[], f32[100,4]) {
+  %t = (s32[], f32[100,4]{1,0}) parameter(0)
+  %table = f32[100,4]{1,0} get-tuple-element(%t), index=1
+  %rows = s32[8]{0} get-tuple-element(%t), index=0
+  %found = f32[8,4]{1,0} fusion(%table, %rows), kind=kLoop, calls=%fused_gather, metadata={op_name="jit(step)/jvp()/while/body/gather"}, backend_config={"reification_cost":[{"exec_time_us":0.5}]}
+  %dot = f32[8,8]{1,0} fusion(%found, %found), kind=kCustom, calls=%gemm, metadata={op_name="jit(step)/transpose(jvp())/PixelDecoder/layer3/attention/output/dot_general"}, backend_config={"kind":"__triton_nested_gemm_fusion"}
+  ROOT %sort = (s32[], f32[100,4]{1,0}) custom-call(%t), custom_call_target="sort"
+}
+
+%condition (t: (s32[], f32[100,4])) -> pred[] {
+  %t.1 = (s32[], f32[100,4]{1,0}) parameter(0)
+  ROOT %less = pred[] fusion(%t.1), kind=kLoop, calls=%fused_copy
+}
+
+ENTRY %main (a: (s32[], f32[100,4])) -> s32[8] {
+  %a = (s32[], f32[100,4]{1,0}) parameter(0)
+  %loop = (s32[], f32[100,4]{1,0}) while(%a), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  %index = s32[8]{0} get-tuple-element(%loop), index=0
+  ROOT %moved = s32[8]{0} fusion(%index), kind=kLoop, calls=%fused_copy, metadata={op_name="jit(step)/add"}
+}
+"""  # noqa: E501
+
+
+def test_kernels_of_a_program_for_a_gpu():
+    kernels = {(row.part, row.kind): row for row in find_kernels(GPU_HLO)}
+    looked_up = kernels["matching and losses, in loops, forward", "look-ups"]
+    assert (looked_up.executions, looked_up.bytes, looked_up.estimated_us) == (8, 8 * (128 + 1600 + 32), 4.0)
+    assert kernels["deformable attention, backward", "products"].executions == 8
+    assert kernels["optimizer and the rest", "library calls"].executions == 8
+    assert kernels["optimizer and the rest", "copies"].executions == 1
+    assert sum(row.executions for row in kernels.values()) == 25
+
+
+@pytest.mark.parametrize("topology", ["h100", "b200:0", "a100:2x4", "h200:many"])
+def test_gpus_are_counted(topology, config, capsys):
+    assert main(["compile-check", str(config), "--topology", topology]) == 2
+    name = topology.partition(":")[0]
+    assert f"--topology {topology}: give the number of GPUs, such as {name}:8" in capsys.readouterr().err
+
+
+def test_without_the_compiler_for_gpus_the_extra_is_named(config, monkeypatch, capsys):
+    def fail(**_):
+        raise RuntimeError("no plugin")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", fail)
+    assert main(["compile-check", str(config), "--topology", "h100:8"]) == 2
+    error = capsys.readouterr().err
+    assert "pip install 'clipvis-jax[gpu-check]'" in error
+    assert error.count("\n") == 1
+
+
+def test_a_profile_is_of_gpus(config, capsys):
+    assert main(["compile-check", str(config), "--topology", "v5e:2x2", "--profile", "True"]) == 2
+    assert "--profile: is there for GPUs alone" in capsys.readouterr().err
+
+
 # --- the command
 
 
@@ -249,6 +324,7 @@ REPORT = CompileReport(
     compiler_flops=2e12,
     bytes_accessed=3e10,
     collectives=(Collectives("all-reduce", 3, 9, 80 * 2**20),),
+    kernels=None,
     trace_seconds=10.2,
     compile_seconds=321.0,
 )
