@@ -72,7 +72,7 @@ class Predict(NamingOptions):
         if self.max_pixels is not None and self.max_pixels < 1:
             raise InputError(f"--max-pixels {self.max_pixels}: must be 1 or more")
         with stopping_at_once():
-            from clipvis_jax.commands.sources import Finished, find_sources, folder_names, state_of
+            from clipvis_jax.commands.sources import Finished, find_sources, folder_names, source_state
             from clipvis_jax.inference.loading import enable_compilation_cache, load
             from clipvis_jax.inference.scores import ScoreConfig
             from clipvis_jax.inference.segmenter import InferenceConfig
@@ -108,7 +108,7 @@ class Predict(NamingOptions):
                 continue
             print_lines(title)
             try:
-                state = state_of(source)
+                state = source_state(source)
                 opened = self._open(source, self.out / name)
                 self._segment(segmenter, source, opened, self.out / name, classes=classes, background=background)
                 finished.add(name, state)
@@ -146,6 +146,7 @@ class Predict(NamingOptions):
     ) -> None:
         """Segment a source, and write its results to a folder."""
         from clipvis_jax.commands import predict_outputs
+        from clipvis_jax.commands.sources import source_state
         from clipvis_jax.media.images import MAX_PIXELS
 
         selection = self._selection()
@@ -154,7 +155,7 @@ class Predict(NamingOptions):
             "dtype": self.dtype,
             "text_digest": segmenter.text_digest(),
             "source": str(path.resolve()),
-            "source_state": predict_outputs.source_state(path),
+            "source_state": source_state(path),
             "selection": dataclasses.asdict(selection),
             "on_error": self.on_error,
             "max_pixels": self.max_pixels or MAX_PIXELS,

@@ -1,7 +1,6 @@
 """What ``clipvis predict`` writes and prints: tracks, overlay, summary."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,13 +13,13 @@ from jaxtyping import UInt8
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from clipvis_jax.commands.sources import source_state
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.raw_video import RawVideo, load_video, save_video
 from clipvis_jax.inference.result_file import VideoFacts, write_tracks
 from clipvis_jax.inference.results import VideoResult
 from clipvis_jax.io.files import atomic_path, prepare_output_dir, writing_together
 from clipvis_jax.io.terminal import print_lines, print_table
-from clipvis_jax.media.images import list_images
 from clipvis_jax.media.video_reader import FrameSelection, FrameSource, open_frames
 from clipvis_jax.media.video_writer import VideoWriter
 
@@ -245,15 +244,6 @@ def read_raw(path: Path) -> tuple[RawVideo, RunFacts]:
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); delete it and run the command that wrote it again") from error
     return raw, run
-
-
-def source_state(path: Path) -> str:
-    """Tell by names, sizes and times whether a video, image or folder of images is the same as before."""
-    states = []
-    for file in list_images(path) if path.is_dir() else [path]:
-        status = file.stat()
-        states.append((os.fsencode(file.name), status.st_size, status.st_mtime_ns))
-    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def print_summary(result: VideoResult, numbers: Sequence[int]) -> None:

@@ -98,25 +98,25 @@ class Finished:
     def has(self, name: str, source: Path) -> bool:
         """Whether there are whole results of a source, and neither has changed since."""
         try:
-            return self._sources[name] == [state_of(source), state_of(self._path.parent / name / "tracks.json")]
+            return self._sources[name] == [source_state(source), source_state(self._path.parent / name / "tracks.json")]
         except (OSError, KeyError):
             return False
 
     def add(self, name: str, state: str) -> None:
         """Note that the results of a source are whole; ``state`` is that of the source when it was opened."""
-        self._sources[name] = [state, state_of(self._path.parent / name / "tracks.json")]
+        self._sources[name] = [state, source_state(self._path.parent / name / "tracks.json")]
         write_text(self._path, json.dumps({"settings": self._digest, "sources": self._sources}, indent=1) + "\n")
 
 
-def state_of(source: Path) -> str:
-    """Digest names, sizes and times of a file, or of the images of a folder.
+def source_state(path: Path) -> str:
+    """Tell by names, sizes and times whether a file, or a folder of images, is the same as before.
 
     Raises:
         OSError: It is not there.
     """
-    parts = sorted(path for path in _visible(source) if _is_image(path)) if source.is_dir() else [source]
-    states = [(str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
-    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    files = sorted(part for part in _visible(path) if _is_image(part)) if path.is_dir() else [path]
+    states = [(os.fsencode(part.name), part.stat().st_size, part.stat().st_mtime_ns) for part in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def _members(folder: Path) -> list[Path]:

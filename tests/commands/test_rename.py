@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from clipvis_jax.cli import main
-from clipvis_jax.commands.predict_outputs import source_state, write_results
+from clipvis_jax.commands.predict_outputs import write_results
+from clipvis_jax.commands.sources import source_state
 from clipvis_jax.inference.raw_video import RawVideo, load_video, save_video
 from clipvis_jax.inference.results import Raw, Track, TrackMasks, VideoResult
 from clipvis_jax.masks.resize import encode_rle, pack_mask_logits
