@@ -120,13 +120,12 @@ class Predict(NamingOptions):
 
     def _open(self, path: Path, out: Path) -> "FrameSource":
         """Open a source whose results will be written to a folder."""
-        from clipvis_jax.commands.predict_outputs import OVERLAYS
+        from clipvis_jax.commands.predict_outputs import check_no_overlay
         from clipvis_jax.media.images import MAX_PIXELS
         from clipvis_jax.media.video_reader import open_frames
 
         source = open_frames(path, self._selection(), on_error=self.on_error, max_pixels=self.max_pixels or MAX_PIXELS)
-        if path.resolve() in [(out / name).resolve() for name in OVERLAYS]:
-            raise InputError(f"{path}: is an overlay in the output folder, which is replaced; choose another --out")
+        check_no_overlay(path, out)
         return source
 
     def _selection(self) -> "FrameSelection":

@@ -52,6 +52,16 @@ def output_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_no_overlay(source: Path, folder: Path) -> None:
+    """Make sure that a source is not what results in a folder replace.
+
+    Raises:
+        InputError: It is.
+    """
+    if source.resolve() in [(folder / name).resolve() for name in OVERLAYS]:
+        raise InputError(f"{source}: is an overlay in the output folder, which is replaced; choose another --out")
+
+
 def overlay_path(folder: Path, source: FrameSource) -> Path:
     """Say where the overlay of a source goes."""
     return folder / OVERLAYS[source.kind == "image"]

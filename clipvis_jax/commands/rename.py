@@ -47,6 +47,7 @@ class Rename(NamingOptions):
             path = self.raw / "raw.npz" if self.raw.is_dir() else self.raw
             raw, run = predict_outputs.read_raw(path)
             frames = run.open_source() if self.overlay else None
+            predict_outputs.check_no_overlay(Path(run.source), self.out)
             enable_compilation_cache()
             segmenter = load(
                 self.model or Path(run.model),

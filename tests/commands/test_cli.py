@@ -418,7 +418,7 @@ def test_the_overlay_does_not_replace_its_source(
 ) -> None:
     source = save(tmp_path / "overlay.png", picture(40, 40, 3))
     error = error_of(capsys, "predict", source, "--model", home / "model", "--classes", "dog", "--out", tmp_path)
-    assert error == f"{source}: the overlay would replace it; choose another --out"
+    assert error == f"{source}: is an overlay in the output folder, which is replaced; choose another --out"
 
 
 @pytest.mark.usefixtures("quick")
