@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 from free_port import free_port
+from training_processes import finish_all as finish
 
 from clipvis_jax.commands.interrupt import STOPPED
 from clipvis_jax.distributed import DistributedConfig, start_processes, wait_for_all
@@ -91,18 +92,6 @@ def start_two(folder, **options):
     job_id = 3 * len(SLURM_PORTS) + free_port(SLURM_PORTS) - SLURM_PORTS[0]
     job = {"SLURM_JOB_ID": str(job_id), "SLURM_STEP_NODELIST": "localhost,other", "SLURM_NTASKS": "2"}
     return [start(folder, **options, **job, SLURM_PROCID=str(number), SLURM_LOCALID=str(number)) for number in range(2)]
-
-
-def finish(*processes, expected_code=0):
-    """Wait for processes that work together; returns what each printed, and its errors."""
-    try:
-        said = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # does nothing to one that has ended
-    for process, (_, error) in zip(processes, said, strict=True):
-        assert process.returncode == expected_code, error
-    return said
 
 
 def results_of(processes):
