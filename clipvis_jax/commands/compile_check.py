@@ -115,9 +115,9 @@ def format_report(report: CompileReport) -> str:
         ]
     rows += [("memory in all", f"{_gib(memory.total)}{_verdict(report)}")]
     rows += [("products", f"{report.matmul_flops / 1e12:.3f} TFLOP in matrix products and convolutions")]
-    if memory.fits:
+    if report.compiler_flops is not None:  # compilers for GPUs count nothing
         rows += [
-            ("compiler", f"{report.compiler_flops or 0:.4g} FLOP, {report.bytes_accessed or 0:.4g} bytes accessed"),
+            ("compiler", f"{report.compiler_flops:.4g} FLOP, {report.bytes_accessed or 0:.4g} bytes accessed"),
             ("", "(the compiler counts one round of every loop)"),
         ]
     if report.kernels is not None:

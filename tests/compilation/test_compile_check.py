@@ -346,6 +346,8 @@ def test_the_table():
     assert "512 in the global batch, 2 per chip" in table
     assert "3.00 GiB of 15.75 GiB: fits, 12.75 GiB to spare" in table
     assert "9 (3 in the program), 80.0 MiB" in table
+    assert "2e+12 FLOP, 3e+10 bytes accessed" in table
+    assert "FLOP," not in format_report(dataclasses.replace(REPORT, compiler_flops=None, bytes_accessed=None))
     assert "20.00 GiB of 16.00 GiB: does not fit, 4.00 GiB too much" in format_report(TOO_LARGE)
 
 
