@@ -49,6 +49,7 @@ COMMANDS = {
     "predict": Command(
         "predict", "Predict", "Segment, track and name every instance of videos, folders of frames or images."
     ),
+    "stream": Command("stream", "Stream", "Segment, track and name what a camera or a stream shows, while it goes on."),
     "rename": Command(
         "rename",
         "Rename",

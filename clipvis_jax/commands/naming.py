@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NamingOptions:
-    """What to look for, and what is written of it."""
+class ClassOptions:
+    """What to look for."""
 
     classes: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")] = ()
     """Class names; synonyms of one class are separated by commas: "dog, puppy"."""
@@ -31,20 +31,11 @@ class NamingOptions:
     """What else the video may show: names that take part in the classification and are left out of the results. Without
     any, all that is found gets one of the class names. auto: the model's own list, or some 300 everyday things, for
     fewer than 50 classes. FILE: a .txt file with one name per line."""
-    out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_out")
-    """Folder for the results; made if it does not exist. Results of an earlier run are replaced."""
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 100 for an image)")] = None
     """Number of (track, class) pairs."""
     min_score: Annotated[float, arg(metavar="SCORE")] = 0.2
     """Leave out pairs with a lower score, 0 to 1; 0 gives exactly the method's results, unless other options
     change them."""
-    scores: Literal["all", "visible"] = "all"
-    """Frames that a track's score is averaged over: all of them, as the method does, so that it sinks with every frame
-    that does not show the object, or those in which the track is visible. Of an image there is only one."""
-    overlay: Annotated[bool, arg(help_behavior_hint="")] = True
-    """Do not write the overlay."""
-    embeddings: bool = False
-    """Write the CLIP embedding of every track into tracks.json, for searching and grouping."""
 
     def check(self) -> None:
         """Make sure that the numbers can be used.
@@ -73,6 +64,21 @@ class NamingOptions:
         if len(given) == 1 and given[0].endswith(".txt"):
             return read_classes((), Path(given[0]), option="--background")
         return read_classes(given, None, option="--background")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NamingOptions(ClassOptions):
+    """What to look for, and what is written of it."""
+
+    out: Annotated[Path, arg(metavar="DIR")] = Path("clipvis_out")
+    """Folder for the results; made if it does not exist. Results of an earlier run are replaced."""
+    scores: Literal["all", "visible"] = "all"
+    """Frames that a track's score is averaged over: all of them, as the method does, so that it sinks with every frame
+    that does not show the object, or those in which the track is visible. Of an image there is only one."""
+    overlay: Annotated[bool, arg(help_behavior_hint="")] = True
+    """Do not write the overlay."""
+    embeddings: bool = False
+    """Write the CLIP embedding of every track into tracks.json, for searching and grouping."""
 
 
 def read_classes(classes: Sequence[str], classes_file: Path | None, *, option: str = "--classes") -> list[str]:

@@ -89,6 +89,27 @@ class LiveTrack:
         return bounding_box(self.mask)
 
 
+def seen(tracks: Sequence[LiveTrack]) -> list[LiveTrack]:
+    """Choose of a stream's tracks, best first, every instance that shows in the frame, under its best class."""
+    best: dict[int, LiveTrack] = {}
+    for track in tracks:
+        best.setdefault(track.track_id, track)
+    return [track for track in best.values() if track.mask.any()]
+
+
+def draw_live(
+    image: UInt8[np.ndarray, "h w 3"], tracks: Sequence[LiveTrack], class_names: tuple[str, ...]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Draw masks and names of tracks, best first, on a copy of an RGB frame."""
+    if not tracks:
+        return image.copy()
+    tracks = tracks[::-1]  # the best on top
+    masks, names = np.stack([track.mask for track in tracks]), short_names(class_names)
+    labels = [f"{names[track.class_index]} {track.score:.2f}" for track in tracks]
+    colors = np.array([track_color(track.track_id) for track in tracks], np.uint8)
+    return draw_tracks(image, masks, labels, colors)
+
+
 class Raw:
     """What a result can be named anew from. Copies of the result share it, pickles go without.
 
@@ -192,13 +213,7 @@ class VideoResult:
         """
         if image is None:
             image = np.zeros((self.height, self.width, 3), np.uint8)
-        tracks = self.best().frame(index)[::-1]  # the best on top
-        if not tracks:
-            return Image.fromarray(image)
-        masks, names = np.stack([track.mask for track in tracks]), short_names(self.class_names)
-        labels = [f"{names[track.class_index]} {track.score:.2f}" for track in tracks]
-        colors = np.array([track_color(track.track_id) for track in tracks], np.uint8)
-        return Image.fromarray(draw_tracks(image, masks, labels, colors))
+        return Image.fromarray(draw_live(image, self.best().frame(index), self.class_names))
 
     def _repr_html_(self) -> str:
         """Show some frames and a table of the best tracks in a notebook."""

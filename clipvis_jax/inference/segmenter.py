@@ -376,6 +376,20 @@ class Segmenter:
         store = FrameStore(num_tracks, len(names), self.config.temp_dir) if keep_frames else None
         return VideoState(names, classifier, tracker, store, background=used, asked_background=background)
 
+    def warmup(self, height: int, width: int) -> None:
+        """Compile what ``step`` needs for frames of a size, so that a stream's first frame is no slower than others.
+
+        For the vocabulary used last, and others of about as many synonyms; up to 128 where there was none.
+
+        Raises:
+            InputError: The size cannot be used.
+        """
+        if height < 1 or width < 1:
+            raise InputError(f"size {height}x{width}: must be 1 pixel or more")
+        classifier = self._vocabulary[1] if self._vocabulary else self.encode_classes(["object"])
+        window = [self._prepare(np.zeros((height, width, 3), np.uint8), 0, None)]
+        jax.block_until_ready(self._start_window(classifier, window, 1)[0])
+
     def set_classes(
         self, state: VideoState, classes: Sequence[str], *, background: Background | None = None
     ) -> VideoState:

@@ -21,7 +21,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.media.images import MAX_PIXELS, blend_with_black, check_pixels
 
 # Named, because FFmpeg otherwise opens lists of other files (ffconcat, HLS) and whatever else a text may be.
-_CONTAINERS = (
+CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,asf_o,ogg,mxf,gxf,rm,wtv,nut,dv,"
     "ivf,obu,h261,h263,h264,hevc,vvc,m4v,vc1,vc1test,dirac,cavsvideo,mjpeg,mpjpeg,yuv4mpegpipe,swf,amv,mtv,nsv,nuv"
 )
@@ -30,12 +30,12 @@ _EXACT_LENGTH_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 # FFmpeg's own decoders of these leave the alpha channel out.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # PyAV before 19 decodes metadata while opening, and fails at what is not UTF-8; later it decodes what is asked for.
-_OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 # FFmpeg's default is faster, but makes frames darker by 1 of 255, and 10-bit ones by 2.
 _ROUND_EXACTLY = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _PACKETS_COMPARED = 1000
 _MAX_FPS = 1000
-_FPS_WITHOUT_CLOCK = 25.0  # as FFmpeg assumes
+FPS_WITHOUT_CLOCK = 25.0  # as FFmpeg assumes
 _SEGMENT, _CLUSTER, _BLOCK_GROUP, _SIMPLE_BLOCK = 0x18538067, 0x1F43B675, 0xA0, 0xA3  # Matroska's elements
 
 
@@ -116,7 +116,7 @@ class VideoDecoder:
                     size = frame.width, frame.height
                     if self.count == 0:
                         # Holds for all frames, as in FFmpeg's player: later ones need not repeat the matrix.
-                        first_size, display_matrix = size, _display_matrix(frame)
+                        first_size, display_matrix = size, display_matrix_of(frame)
                         self._is_on_its_side = bool(abs(display_matrix[0, 1]) > abs(display_matrix[0, 0]))
                     if size != first_size:
                         raise InputError(
@@ -124,11 +124,11 @@ class VideoDecoder:
                             f"{first_size[0]} x {first_size[1]}; end the selection at frame {number} or convert the "
                             "video to one size"
                         )
-                    time_s = number / (self.fps or _FPS_WITHOUT_CLOCK) if frame.time is None else float(frame.time)
+                    time_s = number / (self.fps or FPS_WITHOUT_CLOCK) if frame.time is None else float(frame.time)
                     start_s = time_s if self.count == 0 else start_s
                     self.count += 1
                     if number in numbers:
-                        frame_u8 = _apply_display_matrix(_rgb_from_frame(frame, reformatter), display_matrix)
+                        frame_u8 = apply_display_matrix(rgb_from_frame(frame, reformatter), display_matrix)
                         yield number, round(time_s - start_s, 6), frame_u8
                     if number + 1 >= numbers.stop:
                         break
@@ -244,8 +244,8 @@ def _opened(path: Path) -> Iterator[Any]:
         # FFmpeg takes "12:30.mp4" for an address, but not a path that begins with a slash.
         container = av.open(
             str(path.absolute()),
-            container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
-            **_OPEN_OPTIONS,
+            container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
+            **OPEN_OPTIONS,
         )
     except MemoryError:
         raise
@@ -318,13 +318,14 @@ def _element_length(file: BinaryIO) -> int | None:
     return int.from_bytes(bytes([first[0] & ((1 << bits) - 1)]) + file.read(7 - bits))
 
 
-def _rgb_from_frame(frame: av.VideoFrame, reformatter: VideoReformatter) -> UInt8[np.ndarray, "h w 3"]:
+def rgb_from_frame(frame: av.VideoFrame, reformatter: VideoReformatter) -> UInt8[np.ndarray, "h w 3"]:
+    """Convert a frame to RGB; what is transparent is blended with black."""
     has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     rgb = reformatter.reformat(frame, format="rgba" if has_alpha else "rgb24", interpolation=_ROUND_EXACTLY)
     return blend_with_black(rgb.to_ndarray()) if has_alpha else rgb.to_ndarray()
 
 
-def _display_matrix(frame: av.VideoFrame) -> Int32[np.ndarray, "3 3"]:
+def display_matrix_of(frame: av.VideoFrame) -> Int32[np.ndarray, "3 3"]:
     """Say how a frame is turned and mirrored for display, in 16.16 fixed point."""
     side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
     if side_data is None:
@@ -332,7 +333,7 @@ def _display_matrix(frame: av.VideoFrame) -> Int32[np.ndarray, "3 3"]:
     return np.frombuffer(bytes(side_data), np.int32).reshape(3, 3)
 
 
-def _apply_display_matrix(
+def apply_display_matrix(
     frame_u8: UInt8[np.ndarray, "h1 w1 3"], matrix: Int32[np.ndarray, "3 3"]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Turn and mirror a frame, to the nearest quarter turn.

@@ -209,8 +209,8 @@ def test_a_file_is_no_field_whatever_its_name() -> None:
 
 
 PREDICT_OPTIONS = (
-    "--classes NAME [NAME ...]|--classes-file FILE|--background auto|none|FILE.txt|NAME [NAME ...]|--out DIR"
-    "|--top-k N|--min-score SCORE|--scores {all,visible}|--no-overlay|--embeddings|--model DIR|--start N|--end N"
+    "--classes NAME [NAME ...]|--classes-file FILE|--background auto|none|FILE.txt|NAME [NAME ...]|--top-k N"
+    "|--min-score SCORE|--out DIR|--scores {all,visible}|--no-overlay|--embeddings|--model DIR|--start N|--end N"
     "|--every N|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--save-raw|--dtype {float32,bfloat16}|--window N"
 )
 CONVERT_OPTIONS = (

@@ -1,0 +1,290 @@
+"""``clipvis stream``."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections import deque
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import arg
+
+from clipvis_jax.commands.interrupt import stopping_at_once
+from clipvis_jax.commands.naming import ClassOptions
+from clipvis_jax.errors import InputError
+from clipvis_jax.io.terminal import print_lines
+
+if TYPE_CHECKING:
+    from clipvis_jax.inference.results import LiveTrack
+    from clipvis_jax.inference.segmenter import Segmenter
+    from clipvis_jax.media.live_frames import LiveFrame, LiveFrames
+    from clipvis_jax.media.video_writer import VideoWriter
+
+_RECORDED_FPS = 25.0
+"""What a recording says of its rate; every frame has its own time."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stream(ClassOptions):
+    """Segment, track and name what a camera or a stream shows, while it goes on.
+
+    Frames that come while the network is busy are dropped, so that it never falls behind. Ctrl-C ends it. Memory
+    stays flat however long it runs. Connections that are lost are made again.
+
+    For example:
+      clipvis stream 0 --model model --classes person dog --jsonl tracks.jsonl
+      clipvis stream rtsp://camera/live --model model --classes person --fps 10 --record out.mp4
+      ffmpeg -i input -f matroska - | clipvis stream - --model model --classes person --jsonl -
+    """
+
+    source: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="SOURCE [SOURCE ...]")]
+    """Number of a camera, a device (/dev/video0), an address (rtsp://, http://, https://), a video file, which is
+    played at its own pace, or -, a video on standard input. Several share the model."""
+    model: Annotated[Path, arg(metavar="DIR")]
+    """Model folder, made by 'clipvis convert'."""
+    scores: Literal["all", "visible"] = "visible"
+    """Frames that a track's score is averaged over: those in which it is visible, or all, as the method does."""
+    score_window: Annotated[int, arg(metavar="N")] = 30
+    """Of the newest so many frames."""
+    jsonl: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write a line of JSON for every frame: its time, and the tracks that show in it; - is standard output. Lines are
+    added to a file that is there."""
+    record: Annotated[Path | None, arg(metavar="FILE.mp4", help_behavior_hint="")] = None
+    """Record the frames with masks and names. The file is whole but for its last two seconds at any moment. Of several
+    sources, each gets a number: FILE-0.mp4."""
+    fps: Annotated[float | None, arg(metavar="N", help_behavior_hint="(default: all that come)")] = None
+    """Take at most so many frames per second of each source."""
+    max_frames: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """End after so many frames."""
+    seconds: Annotated[float | None, arg(metavar="N", help_behavior_hint="")] = None
+    """End after so many seconds."""
+    size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the model's, or 480)")] = None
+    """Shorter side that frames are resized to for the network."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; float32 equals the authors' results."""
+
+    def run(self) -> None:
+        """Run ``clipvis stream``.
+
+        Raises:
+            InputError: An option, the model or a source cannot be used, or nothing can be written.
+        """
+        self.check()
+        for name in ("fps", "max_frames", "seconds", "score_window"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be more than 0")
+        if not self.source:
+            raise InputError("no source given; give a camera, an address, a video file, or -")
+        if self.jsonl is None and self.record is None:
+            raise InputError("nothing is asked for; give --jsonl or --record")
+        with stopping_at_once():
+            from clipvis_jax.inference.loading import enable_compilation_cache, load
+            from clipvis_jax.inference.scores import ScoreConfig
+            from clipvis_jax.inference.segmenter import InferenceConfig
+            from clipvis_jax.loop.stop_signal import StopSignal
+            from clipvis_jax.media.live_frames import LiveFrames
+
+            classes, background = self.read_classes(), self.read_background()
+            arrived, status = Event(), _Status()
+            sources = [LiveFrames(source, fps=self.fps, arrived=arrived, tell=status.tell) for source in self.source]
+            outputs = [_Outputs(self, number) for number in range(len(sources))]
+            enable_compilation_cache()
+            scores = ScoreConfig(over=self.scores, window=self.score_window)
+            segmenter = load(self.model, dtype=self.dtype, config=InferenceConfig(size=self.size, scores=scores))
+            start = segmenter.start(classes, background=background, keep_frames=False)
+        with ExitStack() as stack, StopSignal() as stop:
+            stack.callback(status.end)
+            for output, source in zip(outputs, sources, strict=True):
+                stack.enter_context(output)
+                stack.enter_context(source)
+            live = [_Live(self, segmenter, start, *pair) for pair in zip(sources, outputs, strict=True)]
+            begun_s = time.monotonic()
+            while not stop.is_set:
+                arrived.wait(0.2)
+                arrived.clear()
+                # Asked before the frames are taken, as the last one may come with the end.
+                running = [part for part in live if not part.frames.ended]
+                for part in live:
+                    if (frame := part.frames.take()) is not None:
+                        part.step(frame)
+                        status.add(frame.arrived_s, sum(source.dropped for source in sources))
+                    if status.count == self.max_frames or stop.is_set:
+                        return
+                if not running or (self.seconds is not None and time.monotonic() - begun_s >= self.seconds):
+                    break
+        _tell_errors(sources)
+
+
+def _tell_errors(sources: "list[LiveFrames]") -> None:
+    """Say which sources ended too early.
+
+    Raises:
+        InputError: All did.
+    """
+    errors = [source.error for source in sources if source.error]
+    if len(errors) == len(sources):
+        raise InputError("; ".join(map(str, errors)))
+    for error in errors:
+        print_lines(f"clipvis: warning: {error}", file=sys.stderr)
+
+
+class _Live:
+    """A source, its tracks so far, and where they go."""
+
+    def __init__(
+        self, options: Stream, segmenter: "Segmenter", start: Any, frames: "LiveFrames", outputs: "_Outputs"
+    ) -> None:
+        self.frames = frames
+        self._options, self._segmenter, self._state, self._outputs = options, segmenter, start, outputs
+
+    def step(self, frame: "LiveFrame") -> None:
+        """Take a frame."""
+        from clipvis_jax.inference.results import seen
+        from clipvis_jax.inference.segmenter import VIDEO_TOP_K
+
+        top_k = VIDEO_TOP_K if self._options.top_k is None else self._options.top_k
+        if self._state.num_frames == 0:
+            self._segmenter.warmup(*frame.image.shape[:2])
+        self._state, tracks = self._segmenter.step(
+            self._state, frame.image, top_k=top_k, min_score=self._options.min_score
+        )
+        self._outputs.write(frame, seen(tracks), self._state.class_names)
+
+
+class _Outputs:
+    """What is written of a source. A context manager."""
+
+    def __init__(self, options: Stream, number: int) -> None:
+        """Make sure that nothing is in the way.
+
+        Raises:
+            InputError: The recording exists already, or cannot be written.
+        """
+        self._number, self._jsonl = number, options.jsonl
+        self._record: Path | None = options.record
+        if self._record is not None:
+            if self._record.suffix.lower() != ".mp4":
+                raise InputError(f"--record {self._record}: an MP4 is written; give a name that ends with .mp4")
+            if len(options.source) > 1:
+                self._record = self._record.with_stem(f"{self._record.stem}-{number}")
+            if self._record.exists():
+                raise InputError(f"{self._record}: exists already; choose another name, or remove it")
+        for path in (self._jsonl, self._record):
+            if path is not None and not path.parent.is_dir():
+                raise InputError(f"{path}: its folder does not exist; make it first")
+        self._writer: VideoWriter | None = None
+        self._stack = ExitStack()
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> "_Outputs":
+        from clipvis_jax.io.files import output_error
+
+        if self._jsonl is not None and str(self._jsonl) != "-":
+            try:
+                self._descriptor = os.open(self._jsonl, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise output_error(self._jsonl, error) from error
+            self._stack.callback(os.close, self._descriptor)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def write(self, frame: "LiveFrame", tracks: "list[LiveTrack]", class_names: tuple[str, ...]) -> None:
+        """Write a frame and the tracks that show in it, best first."""
+        if self._jsonl is not None:
+            record = {
+                "time": round(frame.time_s, 3),
+                "source": self._number,
+                "frame": frame.number,
+                "tracks": [
+                    {"id": track.track_id, "name": track.class_name, "score": track.score, "box": track.box}
+                    for track in tracks
+                ],
+            }
+            self._write_line(json.dumps(record, ensure_ascii=False))
+        if self._record is not None:
+            from clipvis_jax.inference.results import draw_live
+
+            self._recorder(self._record, frame).write(draw_live(frame.image, tracks, class_names), frame.arrived_s)
+
+    def _recorder(self, path: Path, frame: "LiveFrame") -> "VideoWriter":
+        """Return the recording, which begins with the first frame: only that tells its size."""
+        from clipvis_jax.media.video_writer import VideoWriter
+
+        if self._writer is None:
+            height, width = frame.image.shape[:2]
+            self._writer = self._stack.enter_context(VideoWriter(path, height, width, _RECORDED_FPS, live=True))
+        return self._writer
+
+    def _write_line(self, line: str) -> None:
+        """Write a line at once: what a killed process wrote is whole lines."""
+        from clipvis_jax.io.files import output_error
+
+        if self._descriptor is None:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+            return
+        assert self._jsonl is not None
+        data = f"{line}\n".encode(errors="replace")
+        try:
+            written = os.write(self._descriptor, data)
+            if written < len(data):  # a full disk; the next write says so, after the half line is gone
+                if (length := os.fstat(self._descriptor).st_size) >= written:
+                    os.ftruncate(self._descriptor, length - written)
+                os.write(self._descriptor, data)
+        except OSError as error:
+            raise output_error(self._jsonl, error) from error
+
+
+class _Status:
+    """How it goes: a line on a terminal that changes, and one at the end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._begun_s: float | None = None
+        self._dropped = 0
+        self._latencies_s: deque[float] = deque(maxlen=1000)
+        self._ends_s: deque[float] = deque(maxlen=50)
+        self._shown_s, self._width = 0.0, 0
+
+    def add(self, arrived_s: float, dropped: int) -> None:
+        """Count a frame that is finished, and all that were dropped so far."""
+        now_s = time.monotonic()
+        self.count, self._dropped = self.count + 1, dropped
+        self._begun_s = self._begun_s or now_s
+        self._latencies_s.append(now_s - arrived_s)
+        self._ends_s.append(now_s)
+        if now_s - self._shown_s >= 0.5 and sys.stderr.isatty():
+            self._shown_s = now_s
+            self._show(self._text(self._ends_s[0], len(self._ends_s)))
+
+    def tell(self, line: str) -> None:
+        """Print a line of its own."""
+        self._show("")
+        print_lines(f"clipvis: {line}", file=sys.stderr)
+
+    def end(self) -> None:
+        """Sum up."""
+        if self._begun_s is not None:
+            self.tell(f"{self.count} frame{'' if self.count == 1 else 's'}, {self._text(self._begun_s, self.count)}")
+
+    def _text(self, since_s: float, count: int) -> str:
+        duration_s = time.monotonic() - since_s
+        rate = f"{(count - 1) / duration_s:.1f}" if count > 1 and duration_s > 0 else "-"
+        latencies = sorted(self._latencies_s)
+        median, late = (latencies[int(len(latencies) * share)] * 1000 for share in (0.5, 0.95))
+        return f"{rate} per second, {self._dropped} dropped, latency {median:.0f} ms (95%: {late:.0f} ms)"
+
+    def _show(self, text: str) -> None:
+        """Replace the line that changes."""
+        if self._width or text:
+            sys.stderr.write(f"\r{text.ljust(self._width)}\r")
+            sys.stderr.flush()
+        self._width = len(text)

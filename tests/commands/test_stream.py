@@ -1,0 +1,186 @@
+"""``clipvis stream`` with a tiny model: lines, recordings, and what stops it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import golden
+from tiny import tiny_model_folder
+
+from clipvis_jax.cli import main
+from clipvis_jax.inference.loading import load
+from clipvis_jax.inference.results import seen
+from clipvis_jax.inference.scores import ScoreConfig
+from clipvis_jax.inference.segmenter import InferenceConfig
+from clipvis_jax.media.video_reader import open_frames
+from clipvis_jax.media.video_writer import VideoWriter
+
+CLASSES = ["dog", "cat"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a model and ``clip.mp4``, 12 frames of 96 x 150 at 10 per second."""
+    folder = tmp_path_factory.mktemp("home")
+    tiny_model_folder(folder / "model", "rn")
+    frames = golden("tiny_inputs")["frames_u8"]
+    with VideoWriter(folder / "clip.mp4", *frames.shape[1:3], 10.0) as writer:
+        for frame in frames:
+            writer.write(frame)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(home):
+    return load(home / "model")
+
+
+@pytest.fixture(autouse=True)
+def quick(home, opened, monkeypatch):
+    """Open the model once, so that the network is compiled once."""
+    monkeypatch.setenv("CLIPVIS_CACHE", str(home / "cache"))
+
+    def open_again(folder, *, dtype, config):
+        opened.config = config
+        return opened
+
+    monkeypatch.setattr("clipvis_jax.inference.loading.load", open_again)
+
+
+def stream(home, *options, classes=CLASSES):
+    """Run the command on a model, with a low score, so that there are tracks."""
+    given = ["--model", home / "model", "--classes", *classes, "--min-score", 0.01, "--size", 64]
+    return main(["stream", *map(str, options), *map(str, given)])
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_times(line):
+    return {key: value for key, value in line.items() if key != "time"}
+
+
+def expected(home, opened, numbers):
+    """What the streaming API gives of some frames of the clip."""
+    frames = dict(open_frames(home / "clip.mp4"))
+    opened.config = InferenceConfig(size=64, scores=ScoreConfig(over="visible", window=30))
+    state, wanted = opened.start(CLASSES, background="auto", keep_frames=False), []
+    for number in numbers:
+        state, tracks = opened.step(state, frames[number], min_score=0.01)
+        named = [{"id": t.track_id, "name": t.class_name, "score": t.score, "box": list(t.box)} for t in seen(tracks)]
+        wanted.append({"source": 0, "frame": number, "tracks": named})
+    return wanted
+
+
+def test_lines_are_what_the_streaming_api_gives(home, opened, tmp_path, capsys):
+    code = stream(home, home / "clip.mp4", "--jsonl", tmp_path / "tracks.jsonl", "--record", tmp_path / "out.mp4")
+    assert code == 0
+    written = lines(tmp_path / "tracks.jsonl")
+    assert any(line["tracks"] for line in written)
+    assert all(abs(line["time"] - time.time()) < 60 for line in written)
+    numbers = [line["frame"] for line in written]
+    assert numbers[-1] == 11
+    assert list(map(without_times, written)) == expected(home, opened, numbers)
+    assert f"{len(written)} frames, " in capsys.readouterr().err
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        recorded = list(container.decode(video=0))
+    assert len(recorded) == len(written)
+    times_s = np.array([line["time"] for line in written])
+    assert np.allclose([frame.time for frame in recorded], times_s - times_s[0], atol=0.02)
+
+
+def test_standard_input_to_standard_output(home, capsys, monkeypatch):
+    with (home / "clip.mp4").open("rb") as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert stream(home, "-", "--jsonl", "-") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["frame"] == 11
+
+
+def test_several_sources_share_the_model(home, tmp_path, capsys):
+    both = home / "clip.mp4", tmp_path / "broken.mp4"
+    both[1].write_bytes(b"no video")
+    options = "--jsonl", tmp_path / "tracks.jsonl", "--record", tmp_path / "out.mp4", "--max-frames", 4
+    assert stream(home, both[0], both[0], *options) == 0
+    assert {line["source"] for line in lines(tmp_path / "tracks.jsonl")} == {0, 1}
+    assert len(list(tmp_path.glob("out-?.mp4"))) == 2
+    assert stream(home, *both, "--jsonl", "-") == 0
+    assert f"clipvis: warning: {both[1]}: cannot be opened as a video" in capsys.readouterr().err
+
+
+def test_the_state_does_not_grow(home, opened):
+    opened.config = InferenceConfig(size=64, scores=ScoreConfig(over="visible", window=3))
+    state = opened.start(CLASSES, keep_frames=False)
+    frames = golden("tiny_inputs")["frames_u8"]
+    sizes = []
+    for number in range(24):
+        state, _ = opened.step(state, frames[number % 12])
+        tracker = state.tracker
+        arrays = [*tracker.history, *(part for frame in tracker.sums.newest for part in frame)]
+        sizes.append(sum(array.nbytes for array in arrays))
+    assert sizes[-1] == sizes[9]
+    assert state.store is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere.mp4", "--jsonl", "-"], "nowhere.mp4: cannot be opened"),
+        (["clip.mp4"], "nothing is asked for"),
+        (["--jsonl", "-"], "no source given"),
+        (["clip.mp4", "--jsonl", "no/such/folder.jsonl"], "no/such/folder.jsonl: its folder does not exist"),
+        (["clip.mp4", "--record", "clip.mp4"], "clip.mp4: exists already"),
+        (["clip.mp4", "--record", "out.avi"], "--record out.avi: an MP4 is written"),
+        (["clip.mp4", "--jsonl", "-", "--fps", "0"], "--fps 0.0: must be more than 0"),
+        (["clip.mp4", "--jsonl", "-", "--score-window", "0"], "--score-window 0: must be more than 0"),
+        (["clip.mp4", "--jsonl", "-", "--seconds", "nan"], "--seconds nan: must be more than 0"),
+        (["clip.mp4", "--jsonl", "model"], "model: cannot be written"),
+        (["model/config.json", "--jsonl", "-"], "model/config.json: cannot be opened as a video"),
+    ],
+)
+def test_what_cannot_be_used(options, message, home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    before = sorted(home.iterdir())
+    assert stream(home, *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"clipvis: error: {message}")
+    assert error.count("\n") == 1
+    assert sorted(set(home.iterdir()) - {home / "cache"}) == sorted(set(before) - {home / "cache"})
+
+
+RECORDER = """
+import sys, time
+import numpy as np
+from clipvis_jax.media.video_writer import VideoWriter
+with VideoWriter(sys.argv[1], 48, 64, 25.0, live=True) as writer:
+    for number in range(10**6):
+        writer.write(np.full((48, 64, 3), number % 250, np.uint8), number / 10)
+        if number == 60:
+            print("far enough", flush=True)
+            time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_a_recording_is_whole_whatever_ends_it(ending, tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", RECORDER, tmp_path / "out.mp4"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as process:
+        assert process.stdout.readline() == "far enough\n"
+        process.send_signal(ending)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.mp4"]
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        times_s = [frame.time for frame in container.decode(video=0)]
+    # Of 6 seconds, 2 may be lost with a killed process.
+    assert len(times_s) == 61 if ending == signal.SIGINT else 41 <= len(times_s) <= 61
+    assert np.allclose(np.diff(times_s), 0.1, atol=0.001)
