@@ -58,6 +58,7 @@ COMMANDS = {
     "export-results": Command(
         "export_results", "ExportResults", "Write the tracks of 'clipvis predict' in formats of other tools."
     ),
+    "import": Command("import_annotations", "Import", "Make a data set of annotations that another tool wrote."),
     "convert": Command("convert", "Convert", "Make a model folder from PyTorch weights."),
     "export": Command("export", "Export", "Write a model folder as a PyTorch state dict, for the authors' code."),
     "eval": Command("evaluate", "Evaluate", "Run a model over a data set and score it by its official metrics.", True),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageSequence, UnidentifiedImageError
 from PIL.Image import Transpose
 from PIL.TiffImagePlugin import TiffImageFile
@@ -56,6 +56,36 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
         InputError: see `read_image`.
     """
     return _read(io.BytesIO(data), name, sys.maxsize)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Read height and width of an image file, as `read_image` gives it, without decoding it.
+
+    Raises:
+        InputError: see `read_image`.
+    """
+    with _opened(path, str(path)) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+
+
+def read_label_map(
+    path: Path, max_pixels: int = MAX_PIXELS
+) -> tuple[UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"], str]:
+    """Read a picture whose pixels number instances: indices into a palette (P), grey (1, L) or 16 bits (I;16).
+
+    Returns:
+        The numbers as they are in the file, and the picture's mode.
+
+    Raises:
+        InputError: see `read_image`; or it is a picture of colours.
+    """
+    with _opened(path, str(path)) as image:
+        check_pixels(*image.size, str(path), max_pixels)
+        if image.mode not in ("P", "L", "1", "I;16", "I;16B"):
+            raise InputError(f"{path}: has pixels of mode {image.mode}, but masks have a palette or are grey")
+        dtype = np.uint16 if image.mode.startswith("I") else np.uint8
+        return np.array(image).astype(dtype), image.mode
 
 
 def page_durations_ms(path: Path, max_pixels: int = sys.maxsize) -> list[float | None]:

@@ -1,0 +1,464 @@
+"""``clipvis import``: small exports of every tool become data sets, and our own exports come back as they were."""
+
+import io
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from clipvis_jax.cli import main
+from clipvis_jax.commands.import_annotations import Import
+from clipvis_jax.data.catalog import open_dataset
+from clipvis_jax.data.frames import decode_frame
+from clipvis_jax.data.importing import IMPORTERS
+from clipvis_jax.inference.results import Track, TrackMasks, VideoResult
+from clipvis_jax.masks.resize import encode_rle
+from clipvis_jax.media.video_writer import VideoWriter
+
+HEIGHT, WIDTH = 24, 40
+SIZE = [HEIGHT, WIDTH]
+
+
+def box_mask(left, top, width, height):
+    mask = np.zeros(SIZE, bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def run_lengths(mask, order="F"):
+    """Run lengths as lists, which begin with what is outside the mask."""
+    flat = mask.ravel(order).astype(int)
+    counts = np.diff(np.flatnonzero(np.diff(flat, prepend=1 - flat[0])), append=flat.size).tolist()
+    return [0, *counts] if flat[0] else counts
+
+
+def write_picture(path, size=(WIDTH, HEIGHT), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    return path
+
+
+def bring_in(*arguments):
+    assert main(["import", *map(str, arguments)]) == 0
+
+
+def content(path):
+    """What a data set holds, as whoever evaluates or trains reads it: masks by video, class and instance."""
+    dataset = open_dataset(path)
+    names = {category.id: category.name for category in dataset.categories}
+    assert [category.id for category in dataset.categories] == list(range(1, len(names) + 1))
+    track_ids = {record["id"]: record.get("track_id") for record in json.loads(path.read_text())["annotations"]}
+    found = {}
+    for index in range(len(dataset)):
+        video = dataset[index]
+        for frame in range(video.length):
+            decode_frame(dataset, index, frame, video)
+        for instance in video.instances:
+            size = [video.height, video.width]
+            masks = [
+                np.zeros(size, bool) if m is None else coco_mask.decode({"size": size, "counts": m}).astype(bool)
+                for m in instance.masks
+            ]
+            found[index, names[instance.category_id], track_ids[instance.id]] = np.array(masks)
+    return dataset, found
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, masks in expected.items():
+        np.testing.assert_array_equal(found[key], np.array(masks), err_msg=str(key))
+
+
+# --- CVAT
+
+
+@pytest.fixture
+def cvat_task(tmp_path):
+    """CVAT's "COCO 1.0" with pictures: masks that are no polygons are crowds, a box has no mask, ids of tracks."""
+    folder = tmp_path / "task"
+    for index in range(3):
+        write_picture(folder / "images" / "default" / f"frame_{5 * index:06d}.PNG", seed=index)
+    images = [
+        {"id": i + 1, "width": WIDTH, "height": HEIGHT, "file_name": f"frame_{5 * i:06d}.PNG"}
+        | {"license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0}
+        for i in (2, 0, 1)
+    ]
+
+    def annotation(number, image, category, track, segmentation, *, crowd=0, box=(2, 3, 10, 5)):
+        attributes = {"occluded": False, "track_id": track, "keyframe": True, "colour": "red"}
+        ids = {"id": number, "image_id": image, "category_id": category, "iscrowd": crowd, "attributes": attributes}
+        return ids | {"segmentation": segmentation, "area": 50.0, "bbox": list(box)}
+
+    polygon = [2.0, 3.0, 12.0, 3.0, 12.0, 8.0, 2.0, 8.0]
+    part = {"counts": run_lengths(box_mask(20, 10, 6, 4)), "size": SIZE}
+    annotations = [
+        annotation(1, 1, 3, 0, [polygon]),
+        annotation(2, 3, 3, 0, {"counts": run_lengths(box_mask(6, 3, 10, 5)), "size": SIZE}, crowd=1),
+        annotation(3, 2, 1, 1, part, crowd=1),
+        annotation(4, 2, 1, 1, [polygon]),  # another part of the same
+        annotation(5, 3, 1, 2, [], box=(30, 2, 5, 6)),
+    ]
+    categories = [{"id": i, "name": name, "supercategory": ""} for i, name in ((1, "dog"), (2, "cat"), (3, "car"))]
+    document = {"licenses": [{"name": "", "id": 0, "url": ""}], "info": {}, "categories": categories, "images": images}
+    write(folder / "annotations" / "instances_default.json", document | {"annotations": annotations})
+    return folder
+
+
+def expected_of_task(index=0):
+    none = box_mask(0, 0, 0, 0)
+    first, both = box_mask(2, 3, 10, 5), box_mask(2, 3, 10, 5) | box_mask(20, 10, 6, 4)
+    return {
+        (index, "car", 0): [first, none, box_mask(6, 3, 10, 5)],
+        (index, "dog", 1): [none, both, none],
+        (index, "dog", 2): [none, none, box_mask(30, 2, 5, 6)],
+    }
+
+
+def test_cvat_tasks_become_videos(cvat_task, tmp_path, capsys):
+    shutil.copytree(cvat_task, tmp_path / "other")
+    bring_in("cvat-coco", cvat_task, tmp_path / "other", "--out", tmp_path / "out")
+    out = capsys.readouterr().out.splitlines()
+    counts = "2 videos, 6 frames, 6 instances of 2 classes"
+    assert out == [f"wrote {tmp_path}/out/annotations.json: {counts}", "boxes that became rectangular masks: 2"]
+    dataset, found = content(tmp_path / "out" / "annotations.json")
+    assert_same(found, expected_of_task(0) | expected_of_task(1))
+    assert [category.name for category in dataset.categories] == ["dog", "car"]  # no cat is there
+    assert dataset[0].file_names == tuple(f"task/frame_{n:06d}.PNG" for n in (0, 5, 10))
+    copied = (tmp_path / "out" / "JPEGImages" / "other" / "frame_000005.PNG").read_bytes()
+    assert copied == (cvat_task / "images" / "default" / "frame_000005.PNG").read_bytes()
+    assert not any(instance.is_crowd for instance in dataset[0].instances)
+
+
+def test_cvat_without_tracks_is_pictures(cvat_task, tmp_path, capsys):
+    path = cvat_task / "annotations" / "instances_default.json"
+    document = json.loads(path.read_text())
+    for record in document["annotations"]:
+        del record["attributes"]["track_id"]
+    path.write_text(json.dumps(document))
+    bring_in("cvat-coco", cvat_task, "--out", tmp_path / "out", "--link")
+    assert "3 pictures, 5 instances of 2 classes\n" in capsys.readouterr().out
+    dataset = open_dataset(tmp_path / "out" / "annotations.json")
+    assert dataset.info.is_images
+    assert [len(dataset[index].instances) for index in range(3)] == [2, 1, 2]  # the file's first is its last frame
+    picture = cvat_task / "images" / "default" / "frame_000000.PNG"
+    assert picture.samefile(tmp_path / "out" / "JPEGImages" / "frame_000000.PNG")
+
+
+def test_the_frames_may_be_a_video(cvat_task, tmp_path):
+    """CVAT exports no pictures unless told; the video is at hand."""
+    shutil.rmtree(cvat_task / "images")
+    with VideoWriter(tmp_path / "clip.mp4", HEIGHT, WIDTH, 10.0) as writer:
+        for value in range(0, 240, 20):
+            writer.write(np.full((HEIGHT, WIDTH, 3), value, np.uint8))
+    bring_in("cvat-coco", cvat_task, "--images", tmp_path / "clip.mp4", "--out", tmp_path / "out")
+    dataset, found = content(tmp_path / "out" / "annotations.json")
+    assert_same(found, expected_of_task())
+    values = [np.mean(Image.open(io.BytesIO(dataset.read_frame(0, frame)))) for frame in range(3)]
+    np.testing.assert_allclose(values, [0, 100, 200], atol=4)
+
+
+# --- pictures of masks
+
+
+def label_map(path, values, mode="P"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(values)
+    if mode == "P":
+        picture.putpalette(np.arange(768, dtype=np.uint8).tobytes())
+    picture.save(path)
+
+
+def test_davis(tmp_path, capsys):
+    root = tmp_path / "DAVIS"
+    first, second = box_mask(2, 2, 8, 8), box_mask(15, 4, 9, 9)
+    for frame in range(2):
+        for name in ("bear", "dogs"):
+            write_picture(root / "JPEGImages" / "480p" / name / f"{frame:05d}.jpg")
+        void = box_mask(30, 0, 4, 4) * np.uint8(255)
+        label_map(
+            root / "Annotations" / "480p" / "dogs" / f"{frame:05d}.png",
+            first * np.uint8(1) + second * np.uint8(2) + void,
+        )
+        # as in DAVIS 2016
+        label_map(root / "Annotations" / "480p" / "bear" / f"{frame:05d}.png", first * np.uint8(255), "L")
+    bring_in("davis", root, "--out", tmp_path / "out")
+    assert "2 videos, 4 frames, 3 instances of 1 class\n" in capsys.readouterr().out
+    _, found = content(tmp_path / "out" / "annotations.json")
+    expected = {(0, "object", 255): [first] * 2, (1, "object", 1): [first] * 2, (1, "object", 2): [second] * 2}
+    assert_same(found, expected)
+
+    write(root / "davis_semantics.json", {"dogs": {"1": "dog", "2": "cat"}, "bear": {"255": "bear"}})
+    bring_in(
+        "davis", root / "Annotations" / "480p", "--images", root / "JPEGImages" / "480p", "--out", tmp_path / "own"
+    )
+    assert content(tmp_path / "own" / "annotations.json")[1].keys() == expected.keys()
+    bring_in("davis", root, "--out", tmp_path / "named")
+    _, found = content(tmp_path / "named" / "annotations.json")
+    assert [name for _, name, _ in found] == ["bear", "dog", "cat"]
+
+    shutil.copytree(root / "Annotations" / "480p", root / "Annotations" / "Full-Resolution")
+    shutil.copytree(root / "JPEGImages" / "480p", root / "JPEGImages" / "Full-Resolution")
+    assert main(["import", "davis", str(root), "--out", str(tmp_path / "twice")]) == 2
+    assert "bear: there are 2 videos of this name, perhaps in several sizes" in capsys.readouterr().err
+
+
+def test_kitti_mots(tmp_path):
+    """Pictures and text say the same; 10000 is a region that counts for nothing."""
+    car, person = box_mask(2, 2, 8, 8), box_mask(15, 4, 9, 9)
+    root, lines = tmp_path / "kitti", []
+    for frame in range(3):
+        write_picture(root / "training" / "image_02" / "0002" / f"{frame:06d}.png")
+        values = (
+            car * np.uint16(1005) + person * np.uint16(2001 * (frame > 0)) + box_mask(30, 0, 4, 4) * np.uint16(10000)
+        )
+        label_map(root / "training" / "instances" / "0002" / f"{frame:06d}.png", values, "I;16")
+        for value in np.unique(values)[1:]:
+            counts = encode_rle(values == value)["counts"]
+            lines.append(f"{frame} {value} {value // 1000} {HEIGHT} {WIDTH} {counts}\n")
+    write(root / "training" / "instances_txt" / "0002.txt", "".join(lines))
+    expected = {(0, "car", 5): [car] * 3, (0, "pedestrian", 1): [box_mask(0, 0, 0, 0), person, person]}
+    shutil.copytree(root / "training" / "image_02", root / "training" / "images")
+    bring_in("mots", root / "training" / "instances_txt" / "0002.txt", "--out", tmp_path / "text")
+    bring_in("mots", root / "training" / "instances", "--out", tmp_path / "pictures")
+    for name in ("text", "pictures"):
+        assert_same(content(tmp_path / name / "annotations.json")[1], expected)
+
+
+# --- pictures with polygons
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """As Roboflow writes it: paths that lead out of the folder, a test set that is not there."""
+    root = tmp_path / "yolo"
+    polygon = "0.05 0.125 0.3 0.125 0.3 0.5 0.05 0.5"
+    for split, name in (("train", "a"), ("train", "b"), ("valid", "a")):
+        write_picture(root / split / "images" / f"{name}.jpg")
+    write(root / "train" / "labels" / "a.txt", f"2 {polygon}\n0 0.5 0.5 0.25 0.5\n\n")
+    write(root / "valid" / "labels" / "a.txt", f"0 {polygon}\n")
+    text = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 3\nnames: ['dog', 'cat', 'bird']\n"
+    write(root / "data.yaml", text + "roboflow:\n  workspace: x\n")
+    return root
+
+
+def test_yolo(yolo, tmp_path, capsys):
+    bring_in("yolo-seg", yolo, "--out", tmp_path / "out")
+    assert capsys.readouterr().out.splitlines() == [
+        f"wrote {tmp_path}/out/train/annotations.json: 2 pictures, 2 instances of 2 classes",
+        f"wrote {tmp_path}/out/val/annotations.json: 1 picture, 1 instance of 1 class",
+        "boxes that became rectangular masks: 1",
+    ]
+    polygon, box = box_mask(2, 3, 10, 9), box_mask(15, 6, 10, 12)
+    dataset, found = content(tmp_path / "out" / "train" / "annotations.json")
+    assert_same(found, {(0, "bird", None): [polygon], (0, "dog", None): [box]})
+    assert dataset.info.is_images
+    assert [category.name for category in dataset.categories] == ["dog", "bird"]
+    validation, found = content(tmp_path / "out" / "val" / "annotations.json")
+    assert_same(found, {(0, "dog", None): [polygon]})
+    assert validation.categories == dataset.categories
+
+
+def test_yolo_as_ultralytics_writes_it(yolo, tmp_path):
+    other = tmp_path / "other"
+    for kind in ("images", "labels"):
+        shutil.copytree(yolo / "train" / kind, other / kind / "train")
+    write(other / "list.txt", "./images/train/b.jpg\n/home/me/datasets/other/images/train/a.jpg\n")
+    for place in ("images/train", "list.txt"):
+        write(other / "data.yaml", f"path: ../datasets/other\ntrain: {place}\nnames:\n  0: dog\n  2: bird\n")
+        out = tmp_path / place.replace("/", "_")
+        bring_in("yolo-seg", other / "data.yaml", "--out", out)
+        assert {name for _, name, _ in content(out / "annotations.json")[1]} == {"dog", "bird"}
+    shutil.move(other / "images", tmp_path / "elsewhere")
+    write(other / "data.yaml", "train: images/train\nnames: {0: dog, 2: bird}\n")
+    bring_in("yolo-seg", other, "--images", tmp_path / "elsewhere", "--out", tmp_path / "apart")
+    assert len(content(tmp_path / "apart" / "annotations.json")[1]) == 2
+
+
+def test_roboflow(tmp_path, capsys):
+    root = tmp_path / "roboflow"
+    for split in ("train", "valid"):
+        write_picture(root / split / "a_jpg.rf.0123.jpg")
+        categories = [{"id": 0, "name": "animals", "supercategory": "none"}, {"id": 1, "name": "dog"}]
+        image = {"id": 0, "file_name": "a_jpg.rf.0123.jpg", "height": HEIGHT, "width": WIDTH, "extra": {"name": "a"}}
+        annotation = {"id": 0, "image_id": 0, "category_id": 1, "bbox": [2, 3, 10, 5], "area": 50, "iscrowd": 0}
+        annotation["segmentation"] = [[2, 3, 12, 3, 12, 8, 2, 8]]
+        document = {"categories": categories, "images": [image], "annotations": [annotation]}
+        write(root / split / "_annotations.coco.json", document)
+    bring_in("roboflow", root, "--out", tmp_path / "out")
+    assert capsys.readouterr().out.count("1 picture, 1 instance of 1 class") == 2
+    for split in ("train", "valid"):
+        _, found = content(tmp_path / "out" / split / "annotations.json")
+        assert_same(found, {(0, "dog", None): [box_mask(2, 3, 10, 5)]})
+
+
+# --- our own exports
+
+
+NUMBERS = (2, 4, 6)
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """What ``export-results`` wrote of two tracks, one partly over the other, and the folder of its frames."""
+    masks = np.zeros((2, 3, *SIZE), bool)
+    for frame in range(3):
+        masks[0, frame] = box_mask(3 + frame, 4, 15, 10)
+    masks[1, 1:] = box_mask(10, 10, 20, 10)
+    stored = [TrackMasks((HEIGHT, WIDTH), [encode_rle(m)["counts"] for m in track]) for track in masks]
+    names = ("unseen", "dog, puppy", "=cat")
+    found = [Track(4, 2, names[2], 0.9, stored[1]), Track(0, 1, names[1], 0.8, stored[0])]
+    VideoResult(found, names, *SIZE, 3, frame_numbers=NUMBERS).save(tmp_path / "tracks.json")
+    assert main(["export-results", str(tmp_path / "tracks.json"), "--coco", "--mots", "--png"]) == 0
+    for number in range(8):
+        write_picture(tmp_path / "frames" / f"frame_{number:06d}.jpg", seed=number)
+    return tmp_path / "exported", masks
+
+
+@pytest.mark.parametrize("format_", ["cvat-coco", "mots", "davis"])
+def test_our_own_exports_come_back(exported, format_, tmp_path):
+    folder, masks = exported
+    bring_in(format_, folder, "--images", tmp_path / "frames", "--out", tmp_path / "out")
+    dataset, found = content(tmp_path / "out" / "annotations.json")
+    ids = (1, 5) if format_ == "mots" else (0, 4)  # MOTS counts from 1
+    under = masks[0] if format_ == "cvat-coco" else masks[0] & ~masks[1]  # pictures hold one instance per pixel
+    dog = "dog" if format_ == "mots" else "dog, puppy"
+    assert_same(found, {(0, dog, ids[0]): under, (0, "=cat", ids[1]): masks[1]})
+    assert [Path(name).name for name in dataset[0].file_names] == [f"frame_{n:06d}.jpg" for n in NUMBERS]
+
+
+# --- bad input
+
+
+def test_the_formats_of_the_option_are_those_that_are_read():
+    assert set(get_args(get_type_hints(Import)["format"])) == set(IMPORTERS)
+
+
+def failing(capsys, tmp_path, *arguments):
+    before = Counter(tmp_path.rglob("*"))
+    assert main(["import", *map(str, arguments), "--out", str(tmp_path / "never")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("clipvis: error: ")
+    assert error.count("\n") == 1
+    assert Counter(tmp_path.rglob("*")) == before
+    return error.removeprefix("clipvis: error: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("images", 0, "file_name"), "../../secret.png", "which leads out of the image folder"),
+        (("images", 0, "file_name"), "none.png", "its picture 'none.png' is not in "),
+        (("images", 0, "height"), 10**9, "images[0].height"),
+        (("images", 1, "height"), 23, "other frames of its video have another size"),
+        (("images", 1, "id"), 2, "images[2].id is 2, which an earlier record has already"),
+        (("annotations", 0, "image_id"), 99, "annotations[0].image_id is 99, but there is no such image"),
+        (("annotations", 0, "category_id"), 99, "annotations[0].category_id is 99, but there is no such category"),
+        (("annotations", 0, "segmentation"), [[1, 1, 1e300, 5, 5, 5]], "annotations[0].segmentation holds a polygon"),
+        (("annotations", 0, "attributes", "track_id"), [1], "annotations[0].attributes.track_id"),
+        (("annotations", 1, "segmentation", "size"), [3, 320], "its mask has the size [3, 320]"),
+        (("annotations", 1, "segmentation", "counts"), [1, 2], "counts are not whole numbers that add up"),
+        (("annotations", 1, "segmentation", "counts"), "0000", "its mask is damaged"),
+        (("categories", 0, "name"), " ", "its class has no name"),
+        (("annotations",), [], "the source has no instance with a mask"),
+        (("annotations",), 7, "annotations: "),
+    ],
+)
+def test_a_cvat_file_that_cannot_be_used(place, value, message, cvat_task, capsys):
+    tmp_path = cvat_task.parent
+    path = cvat_task / "annotations" / "instances_default.json"
+    document = record = json.loads(path.read_text())
+    for key in place[:-1]:
+        record = record[key]
+    record[place[-1]] = value
+    path.write_text(json.dumps(document))
+    assert message in failing(capsys, tmp_path, "cvat-coco", cvat_task)
+
+
+def test_sources_that_cannot_be_used(cvat_task, yolo, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "task.zip", "PK")
+    for format_ in IMPORTERS:
+        assert f"{tmp_path / 'none'}" in failing(capsys, tmp_path, format_, tmp_path / "none")
+        assert f"{tmp_path / 'empty'}" in failing(capsys, tmp_path, format_, tmp_path / "empty")
+        assert f"{tmp_path / 'task.zip'}" in failing(capsys, tmp_path, format_, tmp_path / "task.zip")
+    assert "SOURCE: name the folder" in failing(capsys, tmp_path, "davis")
+    assert "nowhere: does not exist" in failing(capsys, tmp_path, "cvat-coco", cvat_task, "--images", "nowhere")
+    picture = cvat_task / "images" / "default" / "frame_000005.PNG"
+    write_picture(picture, (10, 10))
+    assert "frame_000005.PNG: is 10x10 pixels, but its annotations are for 40x24" in failing(
+        capsys, tmp_path, "cvat-coco", cvat_task
+    )
+    picture.write_text("no picture")
+    assert "is not an image that can be read" in failing(capsys, tmp_path, "cvat-coco", cvat_task)
+    path = cvat_task / "annotations" / "instances_default.json"
+    path.write_text(path.read_text()[:-100])
+    assert "it may be cut off" in failing(capsys, tmp_path, "cvat-coco", cvat_task)
+    assert main(["import", "yolo-seg", str(yolo), "--out", str(yolo)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("data.yaml", "names: [a\n", "is no data.yaml of YOLO ("),
+        ("data.yaml", "train: images\n", "required field names"),
+        ("data.yaml", "names: [a]\n", "names no pictures"),
+        ("data.yaml", "names: [a, b, c]\ntrain: /etc\n", "train is '/etc', which is not below"),
+        ("data.yaml", "names: [a]\ntrain: ../train/images\n", "line 1 has class 2, which data.yaml does not name"),
+        ("data.yaml", "a: &a [1]\nb: &b [*a, *a]\nnames: [*b, *b]\n", "is no data.yaml of YOLO ("),
+        ("data.yaml", "[" * 100_000, "is no data.yaml of YOLO ("),
+        ("data.yaml", "#" * 2**21, "is larger than 1 MiB"),
+        ("train/labels/a.txt", "0 0.1 0.2 0.3\n", "line 1 has 3 numbers after the class"),
+        ("train/labels/a.txt", "0 1 2 30 4 5 6\n", "line 1 has numbers far outside of 0 to 1"),
+        ("train/labels/a.txt", "0 0 0 nan 0 1 1\n", "line 1 has numbers far outside of 0 to 1"),
+        ("train/labels/a.txt", "dog 0 0 1 0 1 1\n", "line 1 is 'dog 0 0 1 0 1 1', but a class and numbers are needed"),
+    ],
+)
+def test_yolo_files_that_cannot_be_used(name, text, message, yolo, capsys):
+    (yolo / name).write_text(text)
+    assert message in failing(capsys, yolo.parent, "yolo-seg", yolo)
+
+
+def test_masks_that_cannot_be_used(exported, tmp_path, capsys):
+    folder, _ = exported
+    images = ("--images", tmp_path / "frames")
+    mots, labels = folder / "mots" / "instances" / "frame_000004.png", folder / "labels" / "frame_000004.png"
+    shutil.copy(labels, mots)
+    assert "frame_000004.png: has 8 bits per pixel" in failing(capsys, tmp_path, "mots", folder, *images)
+    label_map(mots, np.full(SIZE, 7001, np.uint16), "I;16")
+    assert "has the id 7001 of class 7, but there are 2 classes" in failing(capsys, tmp_path, "mots", folder, *images)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(labels)
+    assert "has pixels of mode RGB" in failing(capsys, tmp_path, "davis", folder, *images)
+    label_map(labels, np.zeros((3, 3), np.uint8))
+    assert "is 3x3 pixels, but its picture 40x24" in failing(capsys, tmp_path, "davis", folder, *images)
+    (folder / "labels.csv").write_text("value,track_id\nx,1\n")
+    assert "labels.csv: is no table of value" in failing(capsys, tmp_path, "davis", folder, *images)
+    assert "its picture 'frame_000002.png' has no folder to look in" in failing(capsys, tmp_path, "mots", folder)
+    text = write(tmp_path / "0001.txt", "2 1001 1 24 40\n")
+    assert "0001.txt: line 1 is '2 1001 1 24 40', not frame, id" in failing(capsys, tmp_path, "mots", text, *images)
+    write(text, f"99 1001 1 24 40 {encode_rle(box_mask(1, 1, 2, 2))['counts']}\n")
+    assert "line 1: is of frame 99, of which there is no picture" in failing(capsys, tmp_path, "mots", text, *images)
+    write(text, "2 1001 1 24 40 000\n")
+    assert "line 1: its mask is damaged" in failing(capsys, tmp_path, "mots", text, *images)
+
+
+def test_names_are_made_safe(cvat_task, tmp_path):
+    """A class's name stays as it is; that of a folder is one on any system."""
+    odd = tmp_path / "a: b?"
+    cvat_task.rename(odd)
+    bring_in("cvat-coco", odd, odd, "--out", tmp_path / "out")
+    folders = sorted(path.name for path in (tmp_path / "out" / "JPEGImages").iterdir())
+    assert folders == ["a_b_", "a_b__2"]
