@@ -61,6 +61,8 @@ COMMANDS = {
     "import": Command("import_annotations", "Import", "Make a data set of annotations that another tool wrote."),
     "convert": Command("convert", "Convert", "Make a model folder from PyTorch weights."),
     "export": Command("export", "Export", "Write a model folder as a PyTorch state dict, for the authors' code."),
+    "pack": Command("pack", "Pack", "Write a model folder as one file, which every command takes in its place."),
+    "push": Command("push", "Push", "Upload a model to the Hugging Face hub, with a model card."),
     "eval": Command("evaluate", "Evaluate", "Run a model over a data set and score it by its official metrics.", True),
     "ablate": Command("ablate", "Ablate", "Switch the parts of the method one by one and score each setting.", True),
     "train": Command("train", "Train", "Train the decoders under a frozen CLIP, or pretrain a CLIP.", True),
@@ -157,7 +159,7 @@ def _hush_libraries() -> None:
     For the rest of the process, because threads may print after the error is known.
     """
     warnings.showwarning = _show_warning
-    for name in ("absl", "asyncio"):
+    for name in ("absl", "asyncio", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = _show_unraisable

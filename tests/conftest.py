@@ -92,7 +92,7 @@ def globals_before(tmp_path_factory):
     """Keep the user's cache out of the tests, and note what the command line sets for its whole process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPVIS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
+        levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio", "huggingface_hub")}
         yield sys.unraisablehook, levels, jax.config.jax_compilation_cache_dir
 
 

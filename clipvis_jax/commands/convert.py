@@ -17,6 +17,7 @@ from clipvis_jax.models.query_decoder import IouActivation
 from clipvis_jax.text.tokenizer import load_tokenizer
 from clipvis_jax.version import __version__
 from clipvis_jax.weights.convert import from_state_dict, read_checkpoints
+from clipvis_jax.weights.hub import fetch_clip, is_address, parse_address
 from clipvis_jax.weights.model_folder import (
     FORMAT_VERSION,
     RunDefaults,
@@ -44,6 +45,7 @@ class Convert:
     For example:
       clipvis convert --checkpoint clipvis_lvis_r50_7.pth --out model
       clipvis convert --clip open_clip_model.safetensors --out untrained --tokenizer bpe_simple_vocab_16e6.txt.gz
+      clipvis convert --clip hf://timm/resnet50_clip.openai --out untrained
     """
 
     out: Annotated[Path, arg(metavar="DIR")]
@@ -51,7 +53,8 @@ class Convert:
     checkpoint: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """The authors' checkpoint (.pth), which holds CLIP as well, or a file of 'clipvis export'."""
     clip: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """CLIP alone, as an open_clip state dict (.safetensors, .bin, .pt). Without --checkpoint the decoders get random
+    """CLIP alone, as an open_clip state dict (.safetensors, .bin, .pt), or hf://org/name for
+    open_clip_model.safetensors of that repository on the Hugging Face hub. Without --checkpoint the decoders get random
     values, for training; with it, this CLIP takes the place of the checkpoint's."""
     tokenizer: Annotated[str, arg(metavar="NAME")] = "openai/clip-vit-base-patch32"
     """Tokenizer: a folder in transformers' format, a name on the Hugging Face hub, or the file
@@ -91,8 +94,9 @@ class Convert:
             raise InputError("--iou-head: is for the trained decoders of a --checkpoint; leave the option out")
         with stopping_at_once():
             check_target(self.out, overwrite=self.overwrite)
-            files = {"checkpoint": self.checkpoint, "clip": self.clip}
-            state_dict = read_checkpoints(self.checkpoint, self.clip)
+            clip = fetch_clip(self.clip) if self.clip is not None and is_address(self.clip) else self.clip
+            files = {"checkpoint": self.checkpoint, "clip": clip}
+            state_dict = read_checkpoints(self.checkpoint, clip)
             stored, run_defaults = self._stored_config(state_dict)
             config, clip_vars, params = from_state_dict(
                 state_dict,
@@ -105,6 +109,8 @@ class Convert:
             )
             tokenizer = load_tokenizer(self.tokenizer, context_length=config.text.context_length)
             source = {name: {"file": path.name, "sha256": file_sha256(path)} for name, path in files.items() if path}
+            if self.clip is not None and clip != self.clip:
+                source["clip"]["hub"] = str(parse_address(self.clip))
         save_model(
             self.out,
             config,

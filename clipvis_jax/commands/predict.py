@@ -37,7 +37,7 @@ class Predict(NamingOptions):
     """Video file (MP4, MOV, MKV, WebM, AVI, MPEG and others), animation, folder of images, or image; or a folder of
     videos, or a pattern such as "*.mp4"."""
     model: Annotated[Path, arg(metavar="DIR")]
-    """Model folder, made by 'clipvis convert'."""
+    """Model folder, made by 'clipvis convert', an archive of 'clipvis pack', or hf://org/name."""
     start: Annotated[int, arg(metavar="N")] = 0
     """First frame number, from 0."""
     end: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the end)")] = None
@@ -77,6 +77,7 @@ class Predict(NamingOptions):
             from clipvis_jax.inference.scores import ScoreConfig
             from clipvis_jax.inference.segmenter import InferenceConfig
             from clipvis_jax.io.files import prepare_output_dir
+            from clipvis_jax.weights.model_folder import find_model
 
             classes = self.read_classes()
             background = self.read_background()
@@ -90,14 +91,15 @@ class Predict(NamingOptions):
             opened = self._open(sources[0], self.out) if is_single else None
             names = [] if is_single else folder_names(sources)
             enable_compilation_cache()
-            segmenter = load(self.model, dtype=self.dtype, config=config)
+            model = find_model(self.model)
+            segmenter = load(model, dtype=self.dtype, config=config)
         if opened is not None:
-            self._segment(segmenter, sources[0], opened, self.out, classes=classes, background=background)
+            self._segment(segmenter, model, sources[0], opened, self.out, classes=classes, background=background)
             return
         settings = dataclasses.asdict(dataclasses.replace(self, source=(), out=Path())) | {
             "classes": classes,
             "background": background,
-            "model": hashlib.sha256((self.model / "config.json").read_bytes()).hexdigest(),
+            "model": hashlib.sha256((model / "config.json").read_bytes()).hexdigest(),
         }
         finished = Finished(prepare_output_dir(self.out), settings)
         failed = 0
@@ -110,7 +112,7 @@ class Predict(NamingOptions):
             try:
                 state = source_state(source)
                 opened = self._open(source, self.out / name)
-                self._segment(segmenter, source, opened, self.out / name, classes=classes, background=background)
+                self._segment(segmenter, model, source, opened, self.out / name, classes=classes, background=background)
                 finished.add(name, state)
             except (InputError, OSError) as error:
                 failed += 1
@@ -136,6 +138,7 @@ class Predict(NamingOptions):
     def _segment(
         self,
         segmenter: "Segmenter",
+        model: Path,
         path: Path,
         source: "FrameSource",
         folder: Path,
@@ -150,7 +153,7 @@ class Predict(NamingOptions):
 
         selection = self._selection()
         facts: dict[str, Any] = {
-            "model": str(self.model.resolve()),
+            "model": str(model.resolve()),
             "dtype": self.dtype,
             "text_digest": segmenter.text_digest(),
             "source": str(path.resolve()),

@@ -30,21 +30,22 @@ def load(
     dtype: Literal["float32", "bfloat16"] = "float32",
     config: "InferenceConfig | None" = None,
 ) -> "Segmenter":
-    """Open a model folder that ``clipvis convert`` or training wrote.
+    """Open a model that ``clipvis convert`` or training wrote.
 
     Args:
-        folder: The model folder.
+        folder: The model folder, an archive of it by ``clipvis pack``, or ``hf://org/name``, ``hf://org/name@revision``
+            for one on the Hugging Face hub.
         dtype: Type of the computation. ``float32`` equals the authors' results; ``bfloat16`` halves the memory of
             activations and comes without a promise of parity.
         config: How videos are run: input size, window, association, scores. Where it has no size, that of the model
             folder is taken.
 
     Raises:
-        InputError: Not a model folder, or a damaged one.
+        InputError: Not a model, a damaged one, or not to be had from the hub.
     """
     from clipvis_jax.weights.model_folder import load_model  # noqa: PLC0415
 
-    return make_segmenter(load_model(Path(folder)), dtype=dtype, config=config)
+    return make_segmenter(load_model(folder), dtype=dtype, config=config)
 
 
 def make_segmenter(

@@ -2,7 +2,8 @@
 
 A folder holds ``config.json`` (format version, sizes, checksum, where the weights come from), ``variables/``
 (parameters, by orbax), ``tokenizer/`` (files in transformers' format) and ``manifest.json`` (SHA-256 of the other files
-but the parameters, whose checksum is in ``config.json``).
+but the parameters, whose checksum is in ``config.json``). On the hub the parameters are in ``model.safetensors``, by
+the authors' names.
 """
 
 import dataclasses
@@ -38,7 +39,9 @@ from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.models.sizes import MAX_INPUT_SIDE
 from clipvis_jax.text.tokenizer import ClipTokenizer, load_tokenizer
-from clipvis_jax.weights.state_dicts import file_sha256
+from clipvis_jax.weights import hub, packed_model
+from clipvis_jax.weights.convert import from_state_dict, to_state_dict
+from clipvis_jax.weights.state_dicts import file_sha256, read_state_dict, write_state_dict
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -178,13 +181,6 @@ def save_model(
     folder = folder.resolve()
     # What is written as numpy arrays can be read on any devices.
     variables = jax.tree.map(lambda x: np.asarray(x, storage), {"clip_vars": clip_vars, "params": params})
-    description = {
-        "format_version": FORMAT_VERSION,
-        "config": config_to_json(config),
-        "checksum": checksum(variables),
-        "inference": dataclasses.asdict(run_defaults),
-        "source": source,
-    }
     is_first = jax.process_index() == 0
     try:
         with _temporary_folder(folder) as temporary:
@@ -196,9 +192,7 @@ def save_model(
             if is_first:
                 # Orbax notes in it, and never reads, what the folder was called on the machine that wrote it.
                 (new / "variables" / "commit_success.txt").unlink(missing_ok=True)
-                tokenizer.save(new / "tokenizer")
-                (new / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-                (new / MANIFEST).write_text(json.dumps(_digests(new), indent=2) + "\n", encoding="utf-8")
+                _save_rest(new, ModelFolder(config, clip_vars, params, tokenizer, source, run_defaults), variables)
                 check_target(folder, overwrite=overwrite)
                 _move_into_place(new, folder, old=temporary / "old")
     except OSError as error:
@@ -206,8 +200,47 @@ def save_model(
     wait_for_all("model folder written")
 
 
-def load_model(folder: Path) -> ModelFolder:
-    """Read a model folder; needs neither torch nor a network.
+def save_for_hub(folder: Path, model: ModelFolder) -> None:
+    """Write a model into an empty folder, with its parameters as safetensors; ``load_model`` reads it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    write_state_dict(folder / hub.WEIGHTS, to_state_dict(model.config, model.clip_vars, model.params), metadata={})
+    _save_rest(folder, model, {"clip_vars": model.clip_vars, "params": model.params})
+
+
+def _save_rest(folder: Path, model: ModelFolder, variables: Variables) -> None:
+    """Write all of a model folder but its variables, which are given as they are stored."""
+    description = {
+        "format_version": FORMAT_VERSION,
+        "config": config_to_json(model.config),
+        "checksum": checksum(variables),
+        "inference": dataclasses.asdict(model.run_defaults),
+        "source": model.source,
+    }
+    model.tokenizer.save(folder / "tokenizer")
+    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(_digests(folder), indent=2) + "\n", encoding="utf-8")
+
+
+def find_model(source: str | Path) -> Path:
+    """Return the folder of a model: of one on the hub or of an archive, that in the cache.
+
+    Args:
+        source: A model folder, an archive of ``clipvis pack``, or ``hf://org/name``, ``hf://org/name@revision``.
+
+    Raises:
+        InputError: It is not to be had from the hub, or is no whole archive.
+    """
+    if hub.is_address(source):
+        return hub.fetch_model(source)
+    path = Path(source)
+    return packed_model.unpack(path) if path.suffix == packed_model.SUFFIX and path.is_file() else path
+
+
+def load_model(folder: str | Path) -> ModelFolder:
+    """Read a model; needs no torch, and a network only for one on the hub that is not in its cache. See ``find_model``.
 
     Warns:
         UserWarning: The folder is of an older version, in which changed files go unnoticed.
@@ -215,6 +248,7 @@ def load_model(folder: Path) -> ModelFolder:
     Raises:
         InputError: Not a model folder, one of a newer version, or a damaged one.
     """
+    folder = find_model(folder)
     config_file = folder / "config.json"
     if not config_file.is_file():
         what = "not a model folder (no config.json)" if folder.exists() else "no such folder"
@@ -237,21 +271,16 @@ def load_model(folder: Path) -> ModelFolder:
     if version > FORMAT_VERSION:
         raise InputError(f"{config_file}: format_version {version} is newer than this program; update clipvis-jax")
     wait_for_all("model folder opened")  # orbax waits too, but not for any time
-    path = (folder / "variables").absolute()  # orbax takes no other
-    try:
-        # Before they are read: a small file may stand for an array of any size.
-        found = jax.tree.map(lambda leaf: leaf.shape, ocp.metadata(path).metadata)
-        _check_bytes(path, shapes)
-        variables = ocp.load(path) if found == shapes else None
-    except InputError:
-        raise
-    except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
-        raise InputError(f"{folder / 'variables'}: damaged ({first_line(error)}); convert the model again") from error
-    if variables is None or jax.tree.map(np.shape, variables) != shapes:
-        raise InputError(f"{folder}: the variables do not fit config.json; convert the model again")
-    # Orbax does not notice when a value has changed.
+    weights = folder / hub.WEIGHTS
+    if weights.is_file():
+        _, clip_vars, params = from_state_dict(read_state_dict(weights), source=str(weights), config=config)
+        variables: Variables = {"clip_vars": clip_vars, "params": params}
+    else:
+        weights = folder / "variables"
+        variables = _load_variables(weights, shapes)
+    # Neither format notices when a value has changed.
     if checksum(variables) != crc:
-        raise InputError(f"{folder / 'variables'}: damaged (another checksum); convert the model again")
+        raise InputError(f"{weights}: damaged (another checksum); convert the model again")
     try:
         tokenizer = load_tokenizer(folder / "tokenizer", context_length=config.text.context_length)
     except InputError as error:
@@ -260,6 +289,27 @@ def load_model(folder: Path) -> ModelFolder:
     _check_manifest(folder)
     variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
     return ModelFolder(config, variables["clip_vars"], variables["params"], tokenizer, source, run_defaults)
+
+
+def _load_variables(folder: Path, shapes: dict[str, Any]) -> Variables:
+    """Read what orbax wrote.
+
+    Raises:
+        InputError: It is missing or damaged, or does not fit the model.
+    """
+    path = folder.absolute()  # orbax takes no other
+    try:
+        # Before they are read: a small file may stand for an array of any size.
+        found = jax.tree.map(lambda leaf: leaf.shape, ocp.metadata(path).metadata)
+        _check_bytes(path, shapes)
+        variables = ocp.load(path) if found == shapes else None
+    except InputError:
+        raise
+    except Exception as error:  # orbax and tensorstore raise many kinds for missing and damaged files
+        raise InputError(f"{folder}: damaged ({first_line(error)}); convert the model again") from error
+    if variables is None or jax.tree.map(np.shape, variables) != shapes:
+        raise InputError(f"{folder.parent}: the variables do not fit config.json; convert the model again")
+    return variables
 
 
 def _digests(folder: Path) -> dict[str, str]:
