@@ -21,11 +21,13 @@ class Import:
     for each. Ids are renumbered, classes without instances left out; boxes become rectangular masks.
 
     Formats:
-      cvat-coco  CVAT's "COCO 1.0", a folder per task; with track ids a video, otherwise pictures
-      mots       MOTS pictures (CVAT's "MOTS PNG 1.0": instances/*.png, labels.txt), or MOTS as text
-      yolo-seg   data.yaml, images/ and labels/*.txt with polygons
-      roboflow   COCO segmentation: a folder per split with _annotations.coco.json
-      davis      JPEGImages/VIDEO/*.jpg and Annotations/VIDEO/*.png
+      cvat-coco    CVAT's "COCO 1.0", a folder per task; with track ids a video, otherwise pictures
+      cvat-xml     CVAT for video, or for images, 1.1: polygons, masks, boxes, ellipses
+      mots         MOTS pictures (CVAT's "MOTS PNG 1.0": instances/*.png, labels.txt), or MOTS as text
+      labelstudio  its JSON (brushes, polygons, boxes, also of videos) or COCO export
+      yolo-seg     data.yaml, images/ and labels/*.txt with polygons
+      roboflow     COCO segmentation: a folder per split with _annotations.coco.json
+      davis        JPEGImages/VIDEO/*.jpg and Annotations/VIDEO/*.png
 
     For example:
       clipvis import cvat-coco task_1 task_2 --out data/mine
@@ -33,7 +35,9 @@ class Import:
     """
 
     format: Annotated[
-        Literal["cvat-coco", "mots", "yolo-seg", "roboflow", "davis"], tyro.conf.Positional, arg(metavar="FORMAT")
+        Literal["cvat-coco", "cvat-xml", "mots", "labelstudio", "yolo-seg", "roboflow", "davis"],
+        tyro.conf.Positional,
+        arg(metavar="FORMAT"),
     ]
     """One of those above."""
     source: Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="SOURCE [SOURCE ...]", help_behavior_hint="")]

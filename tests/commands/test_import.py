@@ -82,6 +82,16 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[key], np.array(masks), err_msg=str(key))
 
 
+def failing(capsys, tmp_path, *arguments):
+    before = Counter(tmp_path.rglob("*"))
+    assert main(["import", *map(str, arguments), "--out", str(tmp_path / "never")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("clipvis: error: ")
+    assert error.count("\n") == 1
+    assert Counter(tmp_path.rglob("*")) == before
+    return error.removeprefix("clipvis: error: ")
+
+
 # --- CVAT
 
 
@@ -168,6 +178,282 @@ def test_the_frames_may_be_a_video(cvat_task, tmp_path):
     assert_same(found, expected_of_task())
     values = [np.mean(Image.open(io.BytesIO(dataset.read_frame(0, frame)))) for frame in range(3)]
     np.testing.assert_allclose(values, [0, 100, 200], atol=4)
+
+
+CVAT_VIDEO = """<?xml version="1.0" encoding="utf-8"?>
+<annotations>
+  <version>1.1</version>
+  <meta>
+    <task>
+      <id>7</id><name>clip é</name><size>4</size><mode>interpolation</mode><overlap>5</overlap>
+      <start_frame>0</start_frame><stop_frame>6</stop_frame><frame_filter>step=2</frame_filter>
+      <labels>
+        <label><name>cat</name><attributes><attribute><name>fur</name></attribute></attributes></label>
+        <label><name>dog</name></label>
+      </labels>
+      <original_size><width>40</width><height>24</height></original_size>
+    </task>
+    <dumped>2024-01-01</dumped>
+  </meta>
+  <track id="0" label="dog" source="manual">
+    <polygon frame="0" keyframe="1" outside="0" occluded="0" points="2.00,3.00;12.00,3.00;12.00,8.00;2.00,8.00">
+      <attribute name="fur">short</attribute>
+    </polygon>
+    <polygon frame="2" keyframe="1" outside="1" occluded="0" points="2.00,3.00;12.00,3.00;12.00,8.00;2.00,8.00">
+    </polygon>
+    <polygon frame="6" keyframe="1" outside="0" occluded="1" points="4.00,3.00;14.00,3.00;14.00,8.00;4.00,8.00">
+    </polygon>
+  </track>
+  <track id="3" label="dog" source="manual">
+    <mask frame="2" keyframe="1" outside="0" occluded="0" rle="1, 2, 2, 1" left="20" top="10" width="3" height="2"/>
+    <box frame="4" keyframe="1" outside="0" occluded="0" xtl="30.0" ytl="2.0" xbr="35.0" ybr="8.0" z_order="0"/>
+    <points frame="6" keyframe="1" outside="0" occluded="0" points="1.0,1.0" z_order="0"/>
+  </track>
+</annotations>
+"""
+
+
+@pytest.fixture
+def cvat_video(tmp_path):
+    folder = tmp_path / "video"
+    for number in range(0, 8, 2):
+        write_picture(folder / "images" / f"frame_{number:06d}.PNG", seed=number)
+    write(folder / "annotations.xml", CVAT_VIDEO)
+    return folder
+
+
+def expected_of_video():
+    none, part = box_mask(0, 0, 0, 0), box_mask(0, 0, 0, 0)
+    part[10, 21:23] = part[11, 22] = True
+    return {
+        (0, "dog", 0): [box_mask(2, 3, 10, 5), none, none, box_mask(4, 3, 10, 5)],
+        (0, "dog", 3): [none, part, box_mask(30, 2, 5, 6), none],
+    }
+
+
+def test_cvat_xml_of_a_video(cvat_video, tmp_path, capsys):
+    bring_in("cvat-xml", cvat_video, "--out", tmp_path / "out")
+    assert capsys.readouterr().out.splitlines() == [
+        f"wrote {tmp_path}/out/annotations.json: 1 video, 4 frames, 2 instances of 1 class",
+        "boxes that became rectangular masks: 1",
+        "results that are no labelled area (points, lines, tags) and were left out: 1",
+    ]
+    dataset, found = content(tmp_path / "out" / "annotations.json")
+    assert_same(found, expected_of_video())
+    assert dataset[0].file_names[1] == "clip_é/frame_000002.PNG"
+    for index, path in enumerate(sorted((cvat_video / "images").iterdir())):  # pictures of a task of pictures
+        path.rename(path.with_name(f"{'abcd'[index]}.png"))
+    bring_in("cvat-xml", cvat_video / "annotations.xml", "--out", tmp_path / "again")
+    dataset, found = content(tmp_path / "again" / "annotations.json")
+    assert_same(found, expected_of_video())
+    assert dataset[0].file_names[1] == "clip_é/b.png"
+
+
+def test_cvat_xml_of_pictures(tmp_path):
+    folder = tmp_path / "task"
+    write_picture(folder / "images" / "b" / "a.jpg")
+    shapes = """
+    <polygon label="cat" source="manual" occluded="0" points="2.00,3.00;12.00,3.00;12.00,8.00;2.00,8.00" z_order="0">
+    </polygon>
+    <box label="dog" occluded="0" xtl="15" ytl="8" xbr="25" ybr="12" rotation="90.00" z_order="0"/>
+    <ellipse label="ball" occluded="0" cx="30" cy="12" rx="8" ry="8" z_order="0"/>
+    <skeleton label="body" z_order="0"><points label="1" outside="0" points="1,1"/></skeleton>
+    <tag label="day" source="manual"/>"""
+    image = f'<image id="0" name="b/a.jpg" width="{WIDTH}" height="{HEIGHT}">{shapes}</image>'
+    write(folder / "annotations.xml", f"<annotations><version>1.1</version>{image}</annotations>")
+    bring_in("cvat-xml", folder, "--out", tmp_path / "out")
+    dataset, found = content(tmp_path / "out" / "annotations.json")
+    assert dataset.info.is_images
+    ball = found.pop((0, "ball", None))[0]
+    assert_same(found, {(0, "cat", None): [box_mask(2, 3, 10, 5)], (0, "dog", None): [box_mask(18, 5, 4, 10)]})
+    rows, columns = np.nonzero(ball)
+    assert abs(ball.sum() - np.pi * 64) < 8
+    assert abs(rows.mean() - 11.5) < 0.5
+    assert abs(columns.mean() - 29.5) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "<annotations>",
+            '<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><annotations>',
+            "declares a document type",
+        ),
+        ("<annotations>", '<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotations>', "declares a document type"),
+        ("<annotations>", "<html>", "begins with 'html', but CVAT's XML with 'annotations'"),
+        ("</track>\n</annotations>", "", "is not valid XML (no element found"),
+        ("<version>", "<a>" * 50, "is nested more deeply than CVAT's XML"),
+        ("12.00,3.00", "12.00;3,x", "track 0, frame 0: points are '2.00,3.00;12.00;3,x;"),
+        ('rle="1, 2, 2, 1"', 'rle="1, 2"', "track 3, frame 2: rle does not describe 3x2 pixels"),
+        ('left="20"', 'left="39"', "track 3, frame 2: a mask is not within the picture of 40x24 pixels"),
+        ('height="2"', 'height="100000"', "a mask is not within the picture"),
+        (
+            'frame="6" keyframe="1" outside="0" occluded="1"',
+            'frame="7" outside="0"',
+            "its picture 'frame_000007.png' is not",
+        ),
+        ('frame="4"', 'frame="9999999"', "track 3, frame 9999999: Expected int <= 999999 - at $.frame"),
+        ("<size>4<", "<size>4000000<", "meta tells of 4000000 frames"),
+        ('<track id="3"', '<track id="x"', "track x: Expected int, got str - at $.id"),
+        ("<width>40<", "<width>80<", "is 40x24 pixels, but "),
+        ('xtl="30.0"', 'xtl="nan"', "its mask holds a polygon whose outline"),
+    ],
+)
+def test_an_xml_file_that_cannot_be_used(old, new, message, cvat_video, capsys):
+    assert CVAT_VIDEO.count(old) >= 1
+    write(cvat_video / "annotations.xml", CVAT_VIDEO.replace(old, new, 1))
+    assert message in failing(capsys, cvat_video.parent, "cvat-xml", cvat_video)
+
+
+# --- Label Studio
+
+
+def brush(mask):
+    """Encode as Label Studio does, with runs and literals: four bytes per pixel, opaque where the mask is."""
+    values = np.zeros((*mask.shape, 4), np.uint8)
+    values[mask] = 255
+    flat = values.ravel()
+    bits = f"{flat.size:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    place = 0
+    while place < flat.size:
+        length = 1
+        while place + length < flat.size and length < 2**16 and flat[place + length] == flat[place]:
+            length += 1
+        if length < 8:  # as literals
+            length = min(8, flat.size - place)
+            bits += f"000{length - 1:03b}" + "".join(f"{value:08b}" for value in flat[place : place + length])
+        else:
+            bits += f"111{length - 1:016b}{flat[place]:08b}"
+        place += length
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[start : start + 8], 2) for start in range(0, len(bits), 8)]
+
+
+@pytest.fixture
+def studio(tmp_path):
+    folder = tmp_path / "studio"
+    write_picture(folder / "images" / "photo.jpg")
+
+    def result(kind, value):
+        own = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
+        return own | {"id": "x", "from_name": "tag", "to_name": "image", "type": kind, "value": value}
+
+    results = [
+        result("brushlabels", {"format": "rle", "rle": brush(box_mask(3, 3, 7, 9)), "brushlabels": ["cat"]}),
+        result("polygonlabels", {"points": [[50, 0], [75, 0], [75, 50], [50, 50]], "polygonlabels": ["dog"]}),
+        result(
+            "rectanglelabels",
+            {"x": 75, "y": 50, "width": 10, "height": 25, "rotation": 0} | {"rectanglelabels": ["cat"]},
+        ),
+        result("choices", {"choices": ["day"]}),
+        {"from_id": "a", "to_id": "b", "type": "relation", "direction": "right"},
+    ]
+    annotations = [
+        {"id": 0, "result": [], "was_cancelled": True},
+        {"id": 1, "result": results, "was_cancelled": False},
+        {"id": 2, "result": results[:1], "was_cancelled": False},
+    ]
+    data = {"image": "/data/upload/1/0a1b2c3d-photo.jpg"}
+    return write(folder / "project.json", [{"id": 5, "data": data, "annotations": annotations, "predictions": []}])
+
+
+def test_label_studio(studio, tmp_path, capsys):
+    bring_in("labelstudio", studio.parent, "--out", tmp_path / "out")
+    assert capsys.readouterr().out.splitlines() == [
+        f"wrote {tmp_path}/out/annotations.json: 1 picture, 3 instances of 2 classes",
+        "further annotations of a task that were left out: 1",
+        "results that are no labelled area (points, lines, tags) and were left out: 2",
+        "boxes that became rectangular masks: 1",
+    ]
+    dataset = open_dataset(tmp_path / "out" / "annotations.json")
+    expected = [box_mask(3, 3, 7, 9), box_mask(20, 0, 10, 12), box_mask(30, 12, 4, 6)]
+    for instance, mask in zip(dataset[0].instances, expected, strict=True):
+        np.testing.assert_array_equal(coco_mask.decode({"size": SIZE, "counts": instance.masks[0]}), mask)
+
+
+def test_label_studio_as_coco(tmp_path):
+    image = {"id": 0, "file_name": "images/a.jpg", "height": HEIGHT, "width": WIDTH}
+    annotation = {
+        "id": 0,
+        "image_id": 0,
+        "category_id": 0,
+        "bbox": [2, 3, 10, 5],
+        "area": 50,
+        "iscrowd": 0,
+        "ignore": 0,
+    }
+    annotation["segmentation"] = [[2, 3, 12, 3, 12, 8, 2, 8]]
+    categories = [{"id": 0, "name": "dog"}]
+    document = {"images": [image], "categories": categories, "annotations": [annotation], "info": {}}
+    path = write(tmp_path / "export" / "result.json", document)
+    write_picture(path.parent / "images" / "a.jpg")
+    bring_in("labelstudio", path.parent, "--out", tmp_path / "out")
+    assert_same(content(tmp_path / "out" / "annotations.json")[1], {(0, "dog", None): [box_mask(2, 3, 10, 5)]})
+
+
+def test_label_studio_of_a_video(tmp_path):
+    folder = tmp_path / "studio"
+    folder.mkdir()
+    with VideoWriter(folder / "clip.mp4", HEIGHT, WIDTH, 10.0) as writer:
+        for value in range(8):
+            writer.write(np.full((HEIGHT, WIDTH, 3), 30 * value, np.uint8))
+
+    def track(label, *keys):
+        sides = {"y": 25, "width": 25, "height": 50, "rotation": 0, "time": 0.1}
+        sequence = [{"frame": frame, "x": x, "enabled": enabled} | sides for frame, x, enabled in keys]
+        value = {"framesCount": 8, "duration": 0.8, "sequence": sequence, "labels": [label]}
+        return {"id": label, "type": "videorectangle", "from_name": "box", "to_name": "video", "value": value}
+
+    result = [track("cat", (2, 0, True), (4, 10, False), (6, 50, False)), track("dog", (5, 75, True))]
+    data = {"video": "http://host/data/local-files/?d=films/clip.mp4"}
+    path = write(folder / "p.json", [{"id": 1, "data": data, "annotations": [{"result": result}]}])
+    bring_in("labelstudio", path, "--out", tmp_path / "out")
+    dataset, found = content(tmp_path / "out" / "annotations.json")
+    none = box_mask(0, 0, 0, 0)
+    boxes = [none if left is None else box_mask(left, 6, 10, 12) for left in (0, 2, 4, None, 20, None, None)]
+    assert_same(found, {(0, "cat", 0): boxes, (0, "dog", 1): [none] * 3 + [box_mask(30, 6, 10, 12)] * 4})
+    assert dataset[0].file_names[0] == "clip/frame_000001.jpg"
+    assert np.mean(Image.open(io.BytesIO(dataset.read_frame(0, 0)))) == pytest.approx(30, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("rle",), [1, 2, 3], "task 0: result 0: rle ends too early"),
+        (("rle",), [256], "task 0: result 0.rle[0]: Expected int <= 255"),
+        (("rle",), [0, 0, 0, 99] + [0] * 60, "result 0: rle does not describe 40x24 pixels"),
+        (("brushlabels",), [], "task 0: result 0: has no class"),
+        (("brushlabels",), "cat", "task 0: result 0.brushlabels: Expected array, got str"),
+    ],
+)
+def test_a_brush_that_cannot_be_used(place, value, message, studio, capsys):
+    document = json.loads(studio.read_text())
+    document[0]["annotations"][1]["result"][0]["value"][place[0]] = value
+    studio.write_text(json.dumps(document))
+    assert message in failing(capsys, studio.parents[1], "labelstudio", studio)
+
+
+def test_label_studio_files_that_cannot_be_used(studio, capsys):
+    document, tmp_path = json.loads(studio.read_text()), studio.parents[1]
+
+    def error_of(change):
+        changed = json.loads(json.dumps(document))
+        change(changed)
+        studio.write_text(json.dumps(changed))
+        return failing(capsys, tmp_path, "labelstudio", studio)
+
+    assert "'none.jpg' is not in " in error_of(lambda d: d[0]["data"].update(image="http://x/none.jpg"))
+    assert "'..' is not in " in error_of(lambda d: d[0]["data"].update(image="../.."))
+    assert "data names no picture or video" in error_of(lambda d: d[0].update(data={"id": 1}))
+    assert "give Label Studio's JSON (not JSON-MIN)" in error_of(lambda d: d[0].pop("annotations"))
+    first = document[0]["annotations"][1]["result"][0]
+    assert "is of a picture of 50x24 pixels" in error_of(
+        lambda d: d[0]["annotations"][1]["result"].insert(0, first | {"original_width": 50})
+    )
+    assert "is a box of a video" in error_of(
+        lambda d: d[0]["annotations"][1]["result"].insert(0, {"type": "videorectangle", "value": {}})
+    )
 
 
 # --- pictures of masks
@@ -344,16 +630,6 @@ def test_our_own_exports_come_back(exported, format_, tmp_path):
 
 def test_the_formats_of_the_option_are_those_that_are_read():
     assert set(get_args(get_type_hints(Import)["format"])) == set(IMPORTERS)
-
-
-def failing(capsys, tmp_path, *arguments):
-    before = Counter(tmp_path.rglob("*"))
-    assert main(["import", *map(str, arguments), "--out", str(tmp_path / "never")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("clipvis: error: ")
-    assert error.count("\n") == 1
-    assert Counter(tmp_path.rglob("*")) == before
-    return error.removeprefix("clipvis: error: ")
 
 
 @pytest.mark.parametrize(

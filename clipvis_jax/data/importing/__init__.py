@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipvis_jax.data.importing.coco_files import read_cvat, read_roboflow
+from clipvis_jax.data.importing.cvat_xml import read_cvat_xml
 from clipvis_jax.data.importing.found import Found
+from clipvis_jax.data.importing.label_studio import read_label_studio
 from clipvis_jax.data.importing.mask_pictures import read_davis, read_mots
 from clipvis_jax.data.importing.writing import write_found
 from clipvis_jax.data.importing.yolo import read_yolo
@@ -14,7 +16,9 @@ from clipvis_jax.io.files import atomic_folder
 
 IMPORTERS: dict[str, Callable[[list[Path], Path | None, Counter[str]], Found]] = {
     "cvat-coco": read_cvat,
+    "cvat-xml": read_cvat_xml,
     "mots": read_mots,
+    "labelstudio": read_label_studio,
     "yolo-seg": read_yolo,
     "roboflow": read_roboflow,
     "davis": read_davis,

@@ -61,7 +61,7 @@ def read_cvat(sources: list[Path], images: Path | None, notes: Counter[str]) -> 
     files = []
     for source in sources:
         paths = find_files(source, "annotations/instances_*.json", "*.json", "*/annotations/instances_*.json")
-        files += [(source, _read(path)) for path in paths]
+        files += [(source, read_coco(path)) for path in paths]
     is_video = any(mask[2] is not None for _, file in files for mask in file.masks)
     found = Found(is_video, [], [])
     for source, file in files:
@@ -71,7 +71,7 @@ def read_cvat(sources: list[Path], images: Path | None, notes: Counter[str]) -> 
         split = "" if split == "default" else split
         pictures = Pictures(images, root / "images" / (split or "default"), root / "images", folder)
         name = (source if source.is_dir() and root == source else root).resolve().name
-        _add(found, file, pictures, notes, name=name, split=split, crowds=False)
+        add_coco(found, file, pictures, notes, name=name, split=split, crowds=False)
     return found
 
 
@@ -85,7 +85,7 @@ def read_roboflow(sources: list[Path], images: Path | None, notes: Counter[str])
     for source in sources:
         for path in find_files(source, "_annotations.coco.json", "*/_annotations.coco.json"):
             split = path.parent.name if path.parent != source else ""
-            _add(found, _read(path), Pictures(images, path.parent), notes, name=split, split=split, crowds=True)
+            add_coco(found, read_coco(path), Pictures(images, path.parent), notes, name=split, split=split, crowds=True)
     return found
 
 
@@ -107,7 +107,12 @@ def find_files(source: Path, *patterns: str) -> list[Path]:
     raise InputError(f"{source}: holds no {' or '.join(patterns)}; give the folder that the tool exported")
 
 
-def _read(path: Path) -> _File:
+def read_coco(path: Path) -> _File:
+    """Read and check the records of a COCO file.
+
+    Raises:
+        InputError: It cannot be used.
+    """
     json = JsonFile(path)
     recognize_format(json.members, str(path), COCO)
     file = _File(path, {}, {}, [])
@@ -136,10 +141,23 @@ def _new(key: int, known: dict[int, Any], where: str) -> int:
     return key
 
 
-def _add(
+def add_coco(
     found: Found, file: _File, pictures: Pictures, notes: Counter[str], *, name: str, split: str, crowds: bool
 ) -> None:
-    """Make videos of a file's records, or pictures."""
+    """Make videos of a file's records, or pictures.
+
+    Args:
+        found: Takes them.
+        file: The records.
+        pictures: Where the pictures are.
+        notes: See ``FoundVideo``.
+        name: What a video is called.
+        split: What they are part of.
+        crowds: Whether ``iscrowd`` means what it says.
+
+    Raises:
+        InputError: A picture is missing, or a mask is damaged.
+    """
     found.labels.extend(file.labels.values())
     groups: dict[object, list[VideoRecord]] = {}
     for image in file.images.values():

@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from clipvis_jax.data.formats.parts import file_name
+from clipvis_jax.data.importing import shapes
 from clipvis_jax.errors import InputError, show
 from clipvis_jax.masks.resize import encode_rle
 from clipvis_jax.masks.rle import measure, to_counts
@@ -116,10 +117,8 @@ class FoundVideo:
 
     def add_box(self, key: Hashable, label: str, frame: int, box: Sequence[float], where: str, **more: Any) -> None:
         """Add a box (left, top, width and height in pixels) as a rectangular mask; see ``add``."""
-        left, top, width, height = box
-        right, bottom = left + width, top + height
         self._notes[BOXES] += 1
-        self.add(key, label, frame, [[left, top, right, top, right, bottom, left, bottom]], where, **more)
+        self.add(key, label, frame, [shapes.box(*box)], where, **more)
 
 
 class Found(NamedTuple):

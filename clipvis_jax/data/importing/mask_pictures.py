@@ -206,7 +206,7 @@ def _mots_label(value: int, labels: list[str], where: str) -> str | None:
 class _Line(msgspec.Struct, array_like=True):
     """A line of MOTS as text; height and width in pixels, ``counts`` COCO's compressed run lengths."""
 
-    frame: Annotated[int, msgspec.Meta(ge=0, le=10**7)]
+    frame: Annotated[int, msgspec.Meta(ge=0, le=10**6)]
     instance: Annotated[int, msgspec.Meta(ge=1, le=10**7)]
     class_number: int
     height: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]

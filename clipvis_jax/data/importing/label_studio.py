@@ -1,0 +1,258 @@
+"""Label Studio: its JSON export (brushes, polygons, boxes, ellipses; boxes in videos), and its COCO export.
+
+By hand: its own converter needs its SDK, and knows no tracks with masks.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import msgspec
+import numpy as np
+from jaxtyping import Bool
+
+from clipvis_jax.data.importing.coco_files import add_coco, find_files, read_coco
+from clipvis_jax.data.importing.found import BOXES, Found, FoundVideo, FrameFile, Pictures, size_of
+from clipvis_jax.data.importing.shapes import OTHERS, box, ellipse, rotated
+from clipvis_jax.errors import InputError, show
+from clipvis_jax.io.json_text import decode, read_json
+from clipvis_jax.media.images import IMAGE_SUFFIXES
+from clipvis_jax.media.video_reader import open_frames
+
+_FURTHER = "further annotations of a task that were left out"
+_KINDS = {
+    "brushlabels": "brush",
+    "polygonlabels": "polygon",
+    "rectanglelabels": "box",
+    "ellipselabels": "ellipse",
+    "videorectangle": "video",
+}
+"""Types of results that have an area; ``labels`` for videos, and for the rest the type itself, holds the classes."""
+
+
+class _Result(msgspec.Struct):
+    type: str = ""
+    value: msgspec.Raw = msgspec.Raw(b"null")
+    original_width: int = 0
+    original_height: int = 0
+
+
+class _Annotation(msgspec.Struct):
+    result: list[_Result]
+    was_cancelled: bool = False
+
+
+class _Task(msgspec.Struct):
+    data: dict[str, Any]
+    annotations: list[_Annotation]
+
+
+class _Key(msgspec.Struct):
+    """A box at a frame, from 1; without ``enabled`` the object is gone after it."""
+
+    frame: Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+    x: float
+    y: float
+    width: float
+    height: float
+    rotation: float = 0.0
+    enabled: bool = True
+
+
+class _Value(msgspec.Struct, rename="camel"):
+    """The values of all kinds of results; lengths are percentages of the picture's sides."""
+
+    x: float = 0.0
+    y: float = 0.0
+    width: float = 0.0
+    height: float = 0.0
+    radius_x: float = 0.0
+    radius_y: float = 0.0
+    rotation: float = 0.0
+    points: list[tuple[float, float]] = []
+    rle: list[Annotated[int, msgspec.Meta(ge=0, le=255)]] = []
+    sequence: list[_Key] = []
+    frames_count: Annotated[int, msgspec.Meta(ge=0, le=10**6)] = 0
+    labels: list[str] = []
+    brushlabels: list[str] = []
+    polygonlabels: list[str] = []
+    rectanglelabels: list[str] = []
+    ellipselabels: list[str] = []
+
+
+def read_label_studio(sources: list[Path], images: Path | None, notes: Counter[str]) -> Found:
+    """Read a JSON or COCO export. Of a task the first annotation that was not cancelled counts.
+
+    Of a video the frames from the first to the last that shows an object are taken.
+
+    Raises:
+        InputError: A file, picture or video is missing or cannot be used, or pictures and videos are mixed.
+    """
+    found = Found(False, [], [])
+    for source in sources:
+        for path in find_files(source, "result.json", "*.json"):
+            with path.open("rb") as file:
+                is_coco = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+            if is_coco:
+                pictures = Pictures(images, path.parent, path.parent / "images")
+                add_coco(found, read_coco(path), pictures, notes, name="", split="", crowds=True)
+                continue
+            tasks: list[_Task] = read_json(path, list[_Task], "give Label Studio's JSON (not JSON-MIN) or COCO export")
+            for number, task in enumerate(tasks):
+                video = _read_task(task, path, f"{path}: task {number}", images, notes)
+                found.videos.append(video)
+    kinds = {len(video.frames) > 1 or video.frames[0].number is not None for video in found.videos}
+    if len(kinds) > 1:
+        raise InputError(f"{sources[0]}: has pictures and videos; export them apart")
+    labels = sorted({instance.label for video in found.videos for instance in video.instances})
+    return Found(True in kinds, found.videos, found.labels or labels)
+
+
+def _read_task(task: _Task, path: Path, where: str, images: Path | None, notes: Counter[str]) -> FoundVideo:
+    valid = [annotation for annotation in task.annotations if not annotation.was_cancelled]
+    if len(valid) > 1:
+        notes[_FURTHER] += len(valid) - 1
+    results = []
+    for index, result in enumerate(valid[0].result if valid else []):
+        if result.type in _KINDS:
+            place = f"{where}: result {index}"
+            results.append((result, decode(result.value, _Value, place), place))
+        else:
+            notes[OTHERS] += 1
+    file = _file(task, path, images, where)
+    if file.suffix.lower() not in IMAGE_SUFFIXES:
+        return _read_video(file, [(value, place) for _, value, place in results], where, notes)
+    frames = [FrameFile(file.name, file)]
+    picture = FoundVideo(file.stem, frames, size_of(frames, where), notes)
+    for number, (result, value, place) in enumerate(results):
+        if result.type == "videorectangle":
+            raise InputError(f"{place}: is a box of a video, but the task is of a picture; correct the file")
+        own = result.original_height, result.original_width
+        if own not in ((0, 0), picture.size):
+            raise InputError(f"{place}: is of a picture of {own[1]}x{own[0]} pixels, but {file} has another size")
+        mask = _mask(_KINDS[result.type], value, picture.size, place)
+        if result.type == "rectanglelabels":
+            notes[BOXES] += 1
+        picture.add(number, _label(getattr(value, result.type), place), 0, mask, place)
+    return picture
+
+
+def _file(task: _Task, path: Path, images: Path | None, where: str) -> Path:
+    """Find the picture or video of a task by the last part of its address.
+
+    Label Studio puts eight digits before the names of uploaded files.
+    """
+    texts = [value for value in task.data.values() if isinstance(value, str)]
+    preferred = [value for key in ("video", "image") if isinstance(value := task.data.get(key), str)]
+    if not texts:
+        raise InputError(f"{where}: data names no picture or video; correct the file")
+    address = urlsplit((preferred or texts)[0])
+    local = parse_qs(address.query).get("d", [])  # /data/local-files/?d=folder/a.jpg
+    name = (local[0] if local else unquote(address.path)).replace("\\", "/").rsplit("/", 1)[-1]
+    names = [name, name[9:]] if name[8:9] == "-" else [name]
+    if images is not None and images.is_file():
+        return images
+    folders = [path.parent, path.parent / "images"] if images is None else [images]
+    for place in (folder / name for folder in folders for name in names if name not in ("", "..")):
+        if place.is_file():
+            return place
+    raise InputError(f"{where}: {show(name)} is not in {folders[-1]}; say where the pictures or videos are")
+
+
+def _label(labels: list[str], where: str) -> str:
+    if not labels:
+        raise InputError(f"{where}: has no class; give it one")
+    return labels[0]
+
+
+def _mask(kind: str, value: _Value, size: tuple[int, int], where: str) -> Any:
+    """Return booleans or polygons."""
+    height, width = size
+    if kind == "brush":
+        return _brush(value.rle, size, where)
+    x, y = value.x * width / 100, value.y * height / 100
+    if kind == "polygon":
+        return [[number for a, b in value.points for number in (a * width / 100, b * height / 100)]]
+    if kind == "ellipse":
+        outline = ellipse(x, y, value.radius_x * width / 100, value.radius_y * height / 100)
+    else:
+        outline = box(x, y, value.width * width / 100, value.height * height / 100)
+    return [rotated(outline, value.rotation, (x, y))]  # a box turns about its first corner
+
+
+def _brush(rle: list[int], size: tuple[int, int], where: str) -> Bool[np.ndarray, "h w"]:
+    """Decode a brush: runs and literals of bits (of "rle-pack"), four bytes per pixel, of which the last tells.
+
+    32 bits say how many values there are, 5 how long one is, 4 x 4 how long the four kinds of counts are (less one).
+    Then, until all are there: a bit that tells a run from literals, two for the kind of count, the count less one, and
+    the values.
+    """
+    bits = np.unpackbits(np.frombuffer(bytes(rle), np.uint8))
+    place = 0
+
+    def take(count: int) -> int:
+        nonlocal place
+        place += count
+        if place > len(bits):
+            raise InputError(f"{where}: rle ends too early; export it again")
+        return int("".join(map(str, bits[place - count : place])), 2)
+
+    total, value_bits = take(32), take(5) + 1
+    if total != size[0] * size[1] * 4 or value_bits != 8:
+        raise InputError(
+            f"{where}: rle does not describe {size[1]}x{size[0]} pixels; give the pictures that were drawn on"
+        )
+    count_bits = [take(4) + 1 for _ in range(4)]
+    values = np.zeros(total, np.uint8)
+    filled = 0
+    while filled < total:
+        is_run, kind = take(1), take(2)
+        count = take(count_bits[kind]) + 1
+        stop = filled + count
+        if stop > total:
+            raise InputError(f"{where}: rle describes too many pixels; export it again")
+        if is_run:
+            values[filled:stop] = take(8)
+        else:
+            literals = bits[place : place + 8 * count]
+            take(8 * count)
+            values[filled:stop] = np.packbits(literals)
+        filled = stop
+    return values.reshape(*size, 4)[..., 3] > 0
+
+
+def _read_video(path: Path, results: list[tuple[_Value, str]], where: str, notes: Counter[str]) -> FoundVideo:
+    source = open_frames(path)
+    size = source.height, source.width
+    tracks = []
+    for value, place in results:
+        length = min(value.frames_count or 10**6, source.expected_frames or 10**6)
+        tracks.append((_label(value.labels, place), dict(_boxes(value, length)), place))
+    shown = [number for _, boxes, _ in tracks for number in boxes]
+    numbers = range(min(shown), max(shown) + 1) if shown else range(1)
+    frames = [FrameFile(f"frame_{number:06d}.jpg", path, number) for number in numbers]
+    video = FoundVideo(path.stem, frames, size, notes)
+    for key, (label, boxes, place) in enumerate(tracks):
+        for number, value in boxes.items():
+            notes[BOXES] += 1
+            video.add(key, label, number - numbers.start, _mask("box", value, size, place), place, track_id=key)
+    return video
+
+
+def _boxes(value: _Value, length: int) -> Iterator[tuple[int, _Value]]:
+    """Yield frame (from 0) and box of a track, between two of its keys in a straight line."""
+    keys = sorted(value.sequence, key=lambda key: key.frame)
+    for index, key in enumerate(keys):
+        following = keys[index + 1] if index + 1 < len(keys) else None
+        stop = (following.frame if following else length + 1) if key.enabled else key.frame + 1
+        for frame in range(key.frame, min(stop, length + 1)):
+            part = 0.0 if following is None else (frame - key.frame) / (following.frame - key.frame)
+            other = following or key
+            sides = (
+                getattr(key, name) * (1 - part) + getattr(other, name) * part
+                for name in ("x", "y", "width", "height", "rotation")
+            )
+            x, y, width, height, rotation = sides
+            yield frame - 1, _Value(x=x, y=y, width=width, height=height, rotation=rotation)
