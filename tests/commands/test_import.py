@@ -456,6 +456,19 @@ def test_label_studio_files_that_cannot_be_used(studio, capsys):
     )
 
 
+def test_one_video_for_several_tasks_or_for_pictures(cvat_task, cvat_video, tmp_path, capsys):
+    with VideoWriter(tmp_path / "clip.mp4", HEIGHT, WIDTH, 10.0) as writer:
+        for value in range(0, 240, 20):
+            writer.write(np.full((HEIGHT, WIDTH, 3), value, np.uint8))
+    clip = ("--images", tmp_path / "clip.mp4")
+    assert "is one video, but the source has 2" in failing(capsys, tmp_path, "cvat-coco", cvat_task, cvat_task, *clip)
+    path = cvat_task / "annotations" / "instances_default.json"
+    path.write_text(path.read_text().replace("track_id", "other"))
+    assert "is a video, but the source has no tracks" in failing(capsys, tmp_path, "cvat-coco", cvat_task, *clip)
+    write(cvat_video / "annotations.xml", CVAT_VIDEO.replace('frame="6"', 'frame="60"'))
+    assert "clip.mp4: has no frame 60" in failing(capsys, tmp_path, "cvat-xml", cvat_video, *clip)
+
+
 # --- pictures of masks
 
 
@@ -732,7 +745,11 @@ def test_masks_that_cannot_be_used(exported, tmp_path, capsys):
 
 
 def test_names_are_made_safe(cvat_task, tmp_path):
-    """A class's name stays as it is; that of a folder is one on any system."""
+    """That of a folder is one on any system, also if a number has to follow."""
+    odd = tmp_path / ("." + "é" * 126)
+    shutil.copytree(cvat_task, odd)
+    bring_in("cvat-coco", odd, odd, "--out", tmp_path / "long")
+    assert len(list((tmp_path / "long" / "JPEGImages").iterdir())) == 2
     odd = tmp_path / "a: b?"
     cvat_task.rename(odd)
     bring_in("cvat-coco", odd, odd, "--out", tmp_path / "out")

@@ -57,6 +57,12 @@ def import_annotations(
     notes: Counter[str] = Counter()
     with atomic_folder(out) as folder:
         found = IMPORTERS[format_](sources, images, notes)
+        if any(video.frames[0].number is not None for video in found.videos):
+            path = found.videos[0].frames[0].path
+            if not found.is_video:
+                raise InputError(f"{path}: is a video, but the source has no tracks; give the folder of the pictures")
+            if len(found.videos) > 1 and images == path:
+                raise InputError(f"{path}: is one video, but the source has {len(found.videos)}; import each by itself")
         counts = write_found(found, folder, link=link, show_progress=show_progress)
     written = [f"wrote {out / name}: {text}" for name, text in counts.items()]
     return written + [f"{note}: {count}" for note, count in notes.items()]

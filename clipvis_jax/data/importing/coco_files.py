@@ -58,19 +58,19 @@ def read_cvat(sources: list[Path], images: Path | None, notes: Counter[str]) -> 
     Raises:
         InputError: A file or picture is missing or cannot be used.
     """
-    files = []
+    files: list[_File] = []
     for source in sources:
         paths = find_files(source, "annotations/instances_*.json", "*.json", "*/annotations/instances_*.json")
-        files += [(source, read_coco(path)) for path in paths]
-    is_video = any(mask[2] is not None for _, file in files for mask in file.masks)
+        files += map(read_coco, paths)
+    is_video = any(mask[2] is not None for file in files for mask in file.masks)
     found = Found(is_video, [], [])
-    for source, file in files:
+    for file in files:
         folder = file.path.parent
         root = folder.parent if folder.name == "annotations" else folder
         split = file.path.stem.removeprefix("instances_") if file.path.stem.startswith("instances_") else ""
         split = "" if split == "default" else split
-        pictures = Pictures(images, root / "images" / (split or "default"), root / "images", folder)
-        name = (source if source.is_dir() and root == source else root).resolve().name
+        name = root.resolve().name
+        pictures = Pictures(images, root / "images" / (split or "default"), root / "images", folder).below(name)
         add_coco(found, file, pictures, notes, name=name, split=split, crowds=False)
     return found
 
@@ -173,8 +173,6 @@ def add_coco(
         frames: list[FrameFile] = [
             pictures.find(image.file_names[0], f"{file.path}: image {image.id}") for image in images
         ]
-        if frames[0].number is not None and not found.is_video:
-            raise InputError(f"{frames[0].path}: is a video, but {file.path} has no tracks; give the pictures' folder")
         title = name if len(groups) == 1 or not found.is_video else f"{name}_{group}"
         video = FoundVideo(title, frames, sizes.pop(), notes, split)
         found.videos.append(video)

@@ -147,7 +147,7 @@ def read_cvat_xml(sources: list[Path], images: Path | None, notes: Counter[str])
         if found.is_video:
             if not document.tracks:
                 raise InputError(f"{document.path}: has no tracks, but others have; import pictures and videos apart")
-            pictures = Pictures(images, root / "images" / "default", root / "images", root)
+            pictures = Pictures(images, root / "images" / "default", root / "images", root).below(root.resolve().name)
             found.videos.append(_read_video(document, pictures, notes))
             continue
         for image, shapes in document.images:

@@ -19,6 +19,9 @@ from clipvis_jax.media.images import image_size
 from clipvis_jax.media.video_reader import open_frames
 
 ANNOTATIONS, IMAGES = "annotations.json", "JPEGImages"
+_MAX_NAME = 200
+"""Bytes of a file's name; systems allow 255, of which some are for numbers that tell like names apart."""
+
 _QUALITY = 95
 """Of JPEG files that frames of a video become; the masks were drawn on pictures that were compressed as well."""
 
@@ -41,7 +44,7 @@ def write_found(found: Found, folder: Path, *, link: bool = False, show_progress
     Raises:
         InputError: There is nothing to write, or a picture cannot be read or has another size than the annotations.
     """
-    used = {instance.label for video in found.videos for instance in video.instances}
+    used = dict.fromkeys(instance.label for video in found.videos for instance in video.instances)
     if not used:
         raise InputError("the source has no instance with a mask; nothing to import")
     labels = [label for label in dict.fromkeys(label.strip() for label in found.labels) if label in used]
@@ -132,8 +135,11 @@ def _decode(frames: list[FrameFile], targets: list[Path], size: tuple[int, int],
 
 def _safe(name: str) -> str:
     """Return a name for a file or folder that is one on any system, and leads nowhere."""
-    stem, dot, suffix = re.sub(r"[^\w.-]+", "_", name).lstrip(".").rpartition(".")
-    return f"{stem[:100]}{dot}{suffix[:100]}" or "_"
+    safe = re.sub(r"[^\w.-]+", "_", name).lstrip(".")
+    while len(safe.encode()) > _MAX_NAME:
+        middle = len(safe) // 2  # the end is the suffix, and often a number
+        safe = safe[: middle - 1] + safe[middle + 1 :]
+    return safe or "_"
 
 
 def _unique(name: str, taken: set[str]) -> str:
