@@ -162,6 +162,7 @@ def _hush_libraries() -> None:
     for name in ("absl", "asyncio", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata, of which only the orientation counts
     sys.unraisablehook = _show_unraisable
     sys.excepthook = _show_exception
 

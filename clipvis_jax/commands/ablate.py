@@ -81,7 +81,7 @@ class Ablate:
             from clipvis_jax.ablation.tables import Row, csv_table, markdown_tables, plot_table, score_columns
             from clipvis_jax.commands.provenance import versions
             from clipvis_jax.data.catalog import check_held_out, open_dataset
-            from clipvis_jax.evaluation import evaluate, ground_truth_from, parse_results, scoring_rules
+            from clipvis_jax.evaluation import check_masks, evaluate, ground_truth_from, parse_results, scoring_rules
             from clipvis_jax.inference.dataset_run import RunFolder
             from clipvis_jax.inference.loading import enable_compilation_cache, load
             from clipvis_jax.inference.segmenter import InferenceConfig
@@ -95,6 +95,7 @@ class Ablate:
                 raise InputError(f"{self.dataset}: has no annotations, so settings cannot be compared on it")
             protocols, groups = scoring_rules(dataset, self.protocol)
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
+            check_masks(dataset, count)
             enable_compilation_cache()
             segmenter = load(self.model, config=InferenceConfig(size=self.size, temp_dir=self.out))
         prepare_output_dir(self.out)

@@ -141,8 +141,8 @@ class Evaluate:
                 show_progress=self._is_first_process(),
             )
             check_held_out(dataset)
-            self._check_scoring(dataset)
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
+            self._check_scoring(dataset, count)
             prepare_output_dir(self.out)
         provenance: dict[str, Any] = {
             "dataset": {"name": dataset.name, "digest": dataset.digest, "videos": count, "of_videos": len(dataset)},
@@ -156,13 +156,14 @@ class Evaluate:
             self._score(dataset, count, results, provenance)
         wait_for_all("scored")
 
-    def _check_scoring(self, dataset: "Dataset") -> None:
+    def _check_scoring(self, dataset: "Dataset", count: int) -> None:
         """Notice before the work what would make scoring fail after it."""
-        from clipvis_jax.evaluation import scoring_rules
+        from clipvis_jax.evaluation import check_masks, scoring_rules
         from clipvis_jax.evaluation.burst_official import check_burst
 
         if dataset.has_annotations:
             scoring_rules(dataset, self.protocol)
+            check_masks(dataset, count)
         if self.burst_official:
             check_burst(self._burst_file(dataset))
 

@@ -5,7 +5,7 @@ from clipvis_jax.evaluation.diagnostics import (
     evaluate_classification,
     evaluate_segmentation,
 )
-from clipvis_jax.evaluation.inputs import ground_truth_from, load_results, parse_results
+from clipvis_jax.evaluation.inputs import check_masks, ground_truth_from, load_results, parse_results
 from clipvis_jax.evaluation.protocols import PROTOCOLS, Protocol, scoring_rules
 from clipvis_jax.evaluation.video_ap import ABSENT, VideoMetrics, evaluate, percent
 
@@ -14,6 +14,7 @@ __all__ = [
     "PROTOCOLS",
     "Protocol",
     "VideoMetrics",
+    "check_masks",
     "evaluate",
     "evaluate_class_agnostic",
     "evaluate_classification",

@@ -105,8 +105,10 @@ def ground_truth_from(dataset: Dataset, count: int | None = None, *, may_be_empt
     """
     if not dataset.has_annotations and not may_be_empty:
         raise InputError(f"{dataset.name}: has no annotations, as test sets; scores need ground truth")
-    videos, annotations, pending, has_boxes = {}, [], [], False
-    for index in range(len(dataset) if count is None else count):
+    videos, annotations, pending = {}, [], []
+    count = len(dataset) if count is None else count
+    check_masks(dataset, count)
+    for index in range(count):
         record = dataset[index]
         classes = record.neg_category_ids, record.not_exhaustive_category_ids
         video = Video(record.id, record.height, record.width, record.length, *classes)
@@ -117,19 +119,36 @@ def ground_truth_from(dataset: Dataset, count: int | None = None, *, may_be_empt
             pending.append(_Pending(where, video, masks))
             areas = None if instance.areas is None else list(instance.areas)
             annotations.append((instance.id, record.id, instance.category_id, instance.is_crowd, areas))
-            has_boxes |= any(box is not None for box in instance.boxes or ())
     tracks = _read_tracks(pending, compatible=False)
-    if has_boxes and not any(track.areas.any() for track in tracks):
-        raise InputError(
-            f"{dataset.name}: its annotations have boxes, but no mask with a pixel; scores need masks (run lengths, or "
-            "polygons of at least three points, x and y of each)"
-        )
     return GroundTruth(
         dataset.name,
         videos,
         {category.id: category_fields(category) for category in dataset.categories},
         [Annotation(*fields, track) for fields, track in zip(annotations, tracks, strict=True)],
     )
+
+
+def check_masks(dataset: Dataset, count: int) -> None:
+    """Make sure that some instance of a data set's first videos has a mask; reads no further than to the first.
+
+    Raises:
+        InputError: There are boxes and no mask with a pixel; or counts of a mask do not add up to its size.
+    """
+    has_boxes = False
+    for index in range(count):
+        record = dataset[index]
+        video = Video(record.id, record.height, record.width, record.length)
+        for instance in record.instances:
+            masks = [_plain_mask(mask, video.size) for mask in instance.masks]
+            pending = _Pending(f"{dataset.name}: annotation {instance.id}", video, masks)
+            if _read_tracks([pending], compatible=False)[0].areas.any():
+                return
+            has_boxes |= any(box is not None for box in instance.boxes or ())
+    if has_boxes:
+        raise InputError(
+            f"{dataset.name}: its annotations have boxes, but no mask with a pixel; scores need masks (run lengths, or "
+            "polygons of at least three points, x and y of each)"
+        )
 
 
 def _plain_mask(mask: Mask | None, size: list[int]) -> Any:

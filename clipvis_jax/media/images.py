@@ -21,6 +21,11 @@ IMAGE_SUFFIXES = (
 )
 # Named, because Pillow otherwise tries all it knows, of which EPS starts another program.
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM")
+# How files of these formats begin, in part at the fifth byte.
+_BEGINNING = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF.{4}WEBP|II\*\0|MM\0\*|.{4}(jP  |ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1|avi[fs]))",
+    re.DOTALL,
+)
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -168,6 +173,19 @@ def _register_heif(name: str) -> None:
             f"{name}: is a HEIC picture, which needs the package pillow-heif; install it or convert the file to JPEG"
         ) from error
     pillow_heif.register_heif_opener()
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image or an animation: by its suffix, or else by its first bytes.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES or suffix in (".mjpeg", ".mjpg"):  # the latter are JPEGs one after the other: a video
+        return suffix in IMAGE_SUFFIXES
+    with path.open("rb") as file:
+        return _BEGINNING.match(file.read(16)) is not None
 
 
 def check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:

@@ -132,8 +132,6 @@ class VideoDecoder:
                         yield number, round(time_s - start_s, 6), frame_u8
                     if number + 1 >= numbers.stop:
                         break
-        except MemoryError:
-            raise
         except av.FFmpegError as error:
             raise self._damaged(self.count, f"then comes '{error.strerror}'") from error
         self.count = self._pass_failed(number, None) + 1
@@ -247,9 +245,7 @@ def _opened(path: Path) -> Iterator[Any]:
             container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
             **OPEN_OPTIONS,
         )
-    except MemoryError:
-        raise
-    except av.FFmpegError as error:
+    except av.FFmpegError as error:  # also where a damaged header asks for more memory than there is
         reason = "it is of no video format that is read here" if error.errno == errno.EINVAL else error.strerror
         raise InputError(
             f"{path}: cannot be opened as a video ({reason}); "

@@ -18,8 +18,8 @@ from PIL import Image
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.media.images import (
-    IMAGE_SUFFIXES,
     MAX_PIXELS,
+    is_image,
     list_images,
     page_durations_ms,
     read_image,
@@ -104,6 +104,7 @@ def open_frames(
       FFmpeg decodes. Frame number = index of the frame. Of several video streams
       the film is read, not a cover picture or a preview.
     * Animations (GIF, PNG, WebP, AVIF) and TIFFs of several pages are videos of all their pages.
+    * Images and animations are known by their suffix, or else by their first bytes.
     * Folders: their images in natural order (2.jpg before 10.jpg); hidden files, other files and subfolders
       are ignored. Frame number = position in that order.
     * Rotation and mirroring (a phone video's display matrix, an image's EXIF orientation) are applied.
@@ -125,13 +126,14 @@ def open_frames(
         size = path.stat().st_size
         if path.is_dir():
             return _ImageSource("folder", path.resolve().name, list_images(path), selection, max_pixels)
+        is_moving = path.is_file() and not is_image(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
     if not path.is_file():
         raise InputError(f"{path}: is neither a file nor a folder; give a video, an image or a folder of images")
     if size == 0:
         raise InputError(f"{path}: is empty (0 bytes); copy or download it again")
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+    if is_moving:
         return _VideoSource(path, selection, on_error, max_pixels)
     durations_ms = page_durations_ms(path, max_pixels)
     if len(durations_ms) > 1:

@@ -18,7 +18,14 @@ from clipvis_jax.data.pipeline import HostBatch, PipelineConfig, TrainIterator, 
 from clipvis_jax.data.records import Dataset
 from clipvis_jax.distributed import wait_for_all
 from clipvis_jax.errors import InputError
-from clipvis_jax.evaluation import evaluate, evaluate_class_agnostic, ground_truth_from, load_results, scoring_rules
+from clipvis_jax.evaluation import (
+    check_masks,
+    evaluate,
+    evaluate_class_agnostic,
+    ground_truth_from,
+    load_results,
+    scoring_rules,
+)
 from clipvis_jax.inference.dataset_run import RunFolder, predict_dataset
 from clipvis_jax.inference.loading import make_segmenter
 from clipvis_jax.inference.segmenter import InferenceConfig, Segmenter
@@ -252,8 +259,7 @@ class ClipVisTask:
     def evaluate(self, state: TrainState, folder: Path) -> dict[str, float]:
         """Run the evaluation data's first videos and score them, 0..1."""
         config = self._experiment.evaluation
-        dataset = self._open_evaluation_dataset()
-        count = len(dataset) if config.limit is None else min(config.limit, len(dataset))
+        dataset, count = self._open_evaluation_dataset()
         params = self._fetch(state.params)
         if self._segmenter is None:
             model = dataclasses.replace(self._folder, params=params)
@@ -316,12 +322,15 @@ class ClipVisTask:
             begin.background if background is None else background,
         )
 
-    def _open_evaluation_dataset(self) -> Dataset:
-        dataset = open_dataset(self._experiment.evaluation.dataset, self._data_root)
+    def _open_evaluation_dataset(self) -> tuple[Dataset, int]:
+        config = self._experiment.evaluation
+        dataset = open_dataset(config.dataset, self._data_root)
         check_held_out(dataset)
         if not dataset.has_annotations:
             raise InputError(f"evaluation.dataset {dataset.name}: has no annotations to score against")
-        return dataset
+        count = len(dataset) if config.limit is None else min(config.limit, len(dataset))
+        check_masks(dataset, count)
+        return dataset, count
 
     def _predict_first(self, params: Variables, trunk: Variables, batch: TrainingBatch) -> tuple[jax.Array, ...]:
         first = jax.tree.map(lambda x: x[:1], batch)

@@ -114,6 +114,18 @@ def test_ablation_replays_the_image_model(model, tmp_path):
         np.testing.assert_allclose([r["score"] for r in found], [r["score"] for r in expected], rtol=1e-5)
 
 
+@pytest.mark.parametrize("command", ["eval", "ablate"])
+def test_annotations_without_masks_are_noticed_before_a_model_runs(command, tmp_path, capsys):
+    content = json.loads((CASE / "coco.json").read_text())
+    content["annotations"] = [
+        {"id": 1, "image_id": content["images"][0]["id"], "category_id": 1, "bbox": [1, 1, 9, 9], "segmentation": []}
+    ]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    arguments = ["--dataset", tmp_path / "boxes.json", "--images", CASE / "img", "--model", tmp_path / "none"]
+    assert main([command, *map(str, arguments), "--out", str(tmp_path / "out")]) == 2
+    assert "boxes: its annotations have boxes, but no mask with a pixel" in capsys.readouterr().err
+
+
 def test_official_rules_of_images_are_found_and_named(tmp_path, capsys):
     case = CASE.parent / "coco_rules"
     command = ["eval", "--dataset", case / "instances_val2017.json", "--metrics-only", case / "coco_results.json"]

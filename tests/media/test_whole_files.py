@@ -255,7 +255,7 @@ def test_lists_of_files_are_no_videos(tmp_path: Path) -> None:
     (tmp_path / "list.mkv").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.mov\n#EXT-X-ENDLIST\n")
     for name in ("list.mp4", "list.mkv"):
         assert "cannot be opened as a video" in refusal(tmp_path / name)
-    Image.fromarray(quadrants()).save(tmp_path / "picture", "png")
+    (tmp_path / "picture").write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>")
     assert "it is of no video format that is read here" in refusal(tmp_path / "picture")
 
 
@@ -355,6 +355,18 @@ def test_stills_are_images(tmp_path: Path, suffix: str) -> None:
     assert corners(one_frame(path)) == [RED, GREEN, BLUE, WHITE]
 
 
+@pytest.mark.parametrize("name", ["download", "chat.jpg.tmp", "animation.mp4"])
+@pytest.mark.parametrize(
+    ("kind", "pages"), [("jpeg", 1), ("png", 2), ("webp", 2), ("gif", 2), ("tiff", 2), ("avif", 2)]
+)
+def test_an_image_is_known_by_its_bytes(tmp_path: Path, name: str, kind: str, pages: int) -> None:
+    first, *others = (Image.fromarray(quadrants(16, number)) for number in (24, *[24] * (pages - 1)))
+    others = [page.rotate(180) for page in others]
+    first.save(tmp_path / name, kind, **({"save_all": True, "append_images": others} if others else {}))
+    source = open_frames(tmp_path / name)
+    assert (source.kind, len(list(source))) == ("video" if others else "image", pages)
+
+
 def test_heic_needs_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     path = tmp_path / "photo.jpg"  # as phones name them when they send them
@@ -378,6 +390,13 @@ def test_postscript_is_not_run(tmp_path: Path, name: str, monkeypatch: pytest.Mo
     Image.fromarray(quadrants()).save(tmp_path / name, "EPS")
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
     assert "is not an image that can be read" in refusal(tmp_path / name)
+
+
+def test_a_header_that_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
+    data = (CASES / "sar.mp4").read_bytes()
+    place = data.index(b"stts") + 8  # how many durations there are
+    (tmp_path / "many.mp4").write_bytes(data[:place] + b"\x12\0\0\0" + data[place + 4 :])
+    assert "cannot be opened as a video (Cannot allocate memory)" in refusal(tmp_path / "many.mp4")
 
 
 def test_frames_larger_than_allowed_are_refused(tmp_path: Path) -> None:
