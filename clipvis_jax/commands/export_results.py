@@ -45,6 +45,8 @@ class ExportResults:
     """mots/: MOTS pictures (instances/*.png) with CVAT's labels.txt; at most 64 classes."""
     png: bool = False
     """labels/: a label map per frame, as DAVIS has them, and labels.csv, which says what their values are."""
+    labelstudio: bool = False
+    """label_studio.json: a task per frame with masks as predictions; label_studio.xml: their labeling interface."""
     crops: bool = False
     """crops/TRACK/*.png: every instance cut out of every frame; needs --source."""
     embeddings: bool = False
@@ -102,6 +104,11 @@ class ExportResults:
                 _save(_make(folder / "labels"), files, result_formats.label_maps(result))
                 text = result_formats.label_table(result)
                 (folder / "labels.csv").write_text(text, encoding="utf-8-sig")
+            if self.labelstudio:
+                tasks = json.dumps(result_formats.label_studio_tasks(result, files))
+                (folder / "label_studio.json").write_text(tasks, encoding="utf-8")
+                interface = result_formats.label_studio_interface(result)
+                (folder / "label_studio.xml").write_text(interface, encoding="utf-8")
             if self.crops:
                 _make(folder / "crops")
                 for index, track_id, picture in result_formats.crops(result, self._images(source, result)):
@@ -118,7 +125,7 @@ class ExportResults:
         Raises:
             InputError: They do not.
         """
-        names = ("csv", "coco", "mot", "mots", "png", "crops", "embeddings")
+        names = ("csv", "coco", "mot", "mots", "png", "labelstudio", "crops", "embeddings")
         if not any(getattr(self, name) for name in names):
             raise InputError(f"nothing to write; choose from {', '.join(f'--{name}' for name in names)}")
         if not 0 <= self.min_score <= 1:

@@ -1,4 +1,4 @@
-"""Results in the formats of other tools: tables, MOTChallenge, MOTS pictures, label maps, cut-outs.
+"""Results in the formats of other tools: tables, MOTChallenge, MOTS pictures, label maps, Label Studio, cut-outs.
 
 Every instance has its best class alone. ``numbers`` are the frames' numbers in the source, from 0.
 """
@@ -6,6 +6,8 @@ Every instance has its best class alone. ``numbers`` are the frames' numbers in 
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.results import Track, VideoResult
+from clipvis_jax.masks.brush import encode_brush
 from clipvis_jax.media.visualize import color_palette, track_color
 from clipvis_jax.text.vocabulary import short_names
 
@@ -121,6 +124,40 @@ def crops(result: VideoResult, images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> 
             left, top, right, bottom = track.box or (0, 0, 0, 0)
             alpha = track.mask[top:bottom, left:right] * np.uint8(255)
             yield index, track.track_id, Image.fromarray(np.dstack([image[top:bottom, left:right], alpha]))
+
+
+def label_studio_tasks(result: VideoResult, files: Sequence[str]) -> list[dict[str, Any]]:
+    """Return Label Studio's tasks, a picture per frame with the masks as predictions of its brush.
+
+    Pictures are looked for below its folder for local files.
+
+    Args:
+        result: The result.
+        files: Names of the frames' pictures.
+    """
+    best = result.best()
+    names = short_names(result.class_names)
+    size = {"original_width": result.width, "original_height": result.height, "image_rotation": 0}
+    tasks = []
+    for index, file in enumerate(files):
+        drawn = [
+            {"id": f"{track.track_id}-{index}", "type": "brushlabels", "from_name": "label", "to_name": "image", **size}
+            | {"score": track.score, "meta": {"text": [f"track {track.track_id}"]}}
+            | {"value": {"format": "rle", "rle": encode_brush(track.mask), "brushlabels": [names[track.class_index]]}}
+            for track in best.frame(index)
+        ]
+        predictions = [{"model_version": "clipvis_jax", "result": drawn}]
+        tasks.append({"data": {"image": f"/data/local-files/?d={file}"}, "predictions": predictions})
+    return tasks
+
+
+def label_studio_interface(result: VideoResult) -> str:
+    """Return the labeling interface that the tasks of ``label_studio_tasks`` need: a brush with the classes found."""
+    labels = "\n".join(f"    <Label value={quoteattr(name)}/>" for name in label_names(result))
+    return (
+        '<View>\n  <Image name="image" value="$image"/>\n  <BrushLabels name="label" toName="image">\n'
+        f"{labels}\n  </BrushLabels>\n</View>\n"
+    )
 
 
 def _boxes(result: VideoResult) -> Iterator[tuple[int, Track, list[int], int]]:

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from typing import get_args, get_type_hints
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -636,6 +637,26 @@ def test_our_own_exports_come_back(exported, format_, tmp_path):
     dog = "dog" if format_ == "mots" else "dog, puppy"
     assert_same(found, {(0, dog, ids[0]): under, (0, "=cat", ids[1]): masks[1]})
     assert [Path(name).name for name in dataset[0].file_names] == [f"frame_{n:06d}.jpg" for n in NUMBERS]
+
+
+def test_what_label_studio_got_from_us_comes_back(exported, tmp_path):
+    _, masks = exported
+    assert main(["export-results", str(tmp_path / "tracks.json"), "--labelstudio", "--out", str(tmp_path / "out")]) == 0
+    interface = ElementTree.parse(tmp_path / "out" / "label_studio.xml").getroot()
+    assert [label.get("value") for label in interface.iter("Label")] == ["dog", "=cat"]
+    tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    for task in tasks:  # as Label Studio does when they are accepted
+        task["annotations"] = task.pop("predictions")
+        task["data"]["image"] = task["data"]["image"].replace(".png", ".jpg")
+    path = write(tmp_path / "project.json", tasks)
+    bring_in("labelstudio", path, "--images", tmp_path / "frames", "--out", tmp_path / "again")
+    dataset = open_dataset(tmp_path / "again" / "annotations.json")
+    names = [category.name for category in dataset.categories]
+    assert names == ["=cat", "dog"]
+    for frame, picture in enumerate(dataset):
+        found = {names[instance.category_id - 1]: instance.masks[0] for instance in picture.instances}
+        expected = {"dog": masks[0, frame], "=cat": masks[1, frame]}
+        assert found == {name: encode_rle(mask)["counts"] for name, mask in expected.items() if mask.any()}
 
 
 # --- bad input

@@ -10,14 +10,13 @@ from typing import Annotated, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
-import numpy as np
-from jaxtyping import Bool
 
 from clipvis_jax.data.importing.coco_files import add_coco, find_files, read_coco
 from clipvis_jax.data.importing.found import BOXES, Found, FoundVideo, FrameFile, Pictures, size_of
 from clipvis_jax.data.importing.shapes import OTHERS, box, ellipse, rotated
 from clipvis_jax.errors import InputError, show
 from clipvis_jax.io.json_text import decode, read_json
+from clipvis_jax.masks.brush import decode_brush
 from clipvis_jax.media.images import IMAGE_SUFFIXES
 from clipvis_jax.media.video_reader import open_frames
 
@@ -171,7 +170,10 @@ def _mask(kind: str, value: _Value, size: tuple[int, int], where: str) -> Any:
     """Return booleans or polygons."""
     height, width = size
     if kind == "brush":
-        return _brush(value.rle, size, where)
+        try:
+            return decode_brush(value.rle, size)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}; export it again, and give the pictures that were drawn on") from error
     x, y = value.x * width / 100, value.y * height / 100
     if kind == "polygon":
         return [[number for a, b in value.points for number in (a * width / 100, b * height / 100)]]
@@ -180,47 +182,6 @@ def _mask(kind: str, value: _Value, size: tuple[int, int], where: str) -> Any:
     else:
         outline = box(x, y, value.width * width / 100, value.height * height / 100)
     return [rotated(outline, value.rotation, (x, y))]  # a box turns about its first corner
-
-
-def _brush(rle: list[int], size: tuple[int, int], where: str) -> Bool[np.ndarray, "h w"]:
-    """Decode a brush: runs and literals of bits (of "rle-pack"), four bytes per pixel, of which the last tells.
-
-    32 bits say how many values there are, 5 how long one is, 4 x 4 how long the four kinds of counts are (less one).
-    Then, until all are there: a bit that tells a run from literals, two for the kind of count, the count less one, and
-    the values.
-    """
-    bits = np.unpackbits(np.frombuffer(bytes(rle), np.uint8))
-    place = 0
-
-    def take(count: int) -> int:
-        nonlocal place
-        place += count
-        if place > len(bits):
-            raise InputError(f"{where}: rle ends too early; export it again")
-        return int("".join(map(str, bits[place - count : place])), 2)
-
-    total, value_bits = take(32), take(5) + 1
-    if total != size[0] * size[1] * 4 or value_bits != 8:
-        raise InputError(
-            f"{where}: rle does not describe {size[1]}x{size[0]} pixels; give the pictures that were drawn on"
-        )
-    count_bits = [take(4) + 1 for _ in range(4)]
-    values = np.zeros(total, np.uint8)
-    filled = 0
-    while filled < total:
-        is_run, kind = take(1), take(2)
-        count = take(count_bits[kind]) + 1
-        stop = filled + count
-        if stop > total:
-            raise InputError(f"{where}: rle describes too many pixels; export it again")
-        if is_run:
-            values[filled:stop] = take(8)
-        else:
-            literals = bits[place : place + 8 * count]
-            take(8 * count)
-            values[filled:stop] = np.packbits(literals)
-        filled = stop
-    return values.reshape(*size, 4)[..., 3] > 0
 
 
 def _read_video(path: Path, results: list[tuple[_Value, str]], where: str, notes: Counter[str]) -> FoundVideo:
