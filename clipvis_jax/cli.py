@@ -61,6 +61,9 @@ COMMANDS = {
     "import": Command("import_annotations", "Import", "Make a data set of annotations that another tool wrote."),
     "convert": Command("convert", "Convert", "Make a model folder from PyTorch weights."),
     "export": Command("export", "Export", "Write a model folder as a PyTorch state dict, for the authors' code."),
+    "export-network": Command(
+        "export_network", "ExportNetwork", "Write the network as a program that JAX runs without this package."
+    ),
     "pack": Command("pack", "Pack", "Write a model folder as one file, which every command takes in its place."),
     "push": Command("push", "Push", "Upload a model to the Hugging Face hub, with a model card."),
     "eval": Command("evaluate", "Evaluate", "Run a model over a data set and score it by its official metrics.", True),
