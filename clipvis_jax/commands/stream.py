@@ -20,6 +20,8 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.io.terminal import print_lines
 
 if TYPE_CHECKING:
+    from clipvis_jax.commands.alerts import Alerts
+    from clipvis_jax.commands.live_page import LivePage
     from clipvis_jax.inference.results import LiveTrack
     from clipvis_jax.inference.segmenter import Segmenter
     from clipvis_jax.media.live_frames import LiveFrame, LiveFrames
@@ -38,7 +40,7 @@ class Stream(ClassOptions):
 
     For example:
       clipvis stream 0 --model model --classes person dog --jsonl tracks.jsonl
-      clipvis stream rtsp://camera/live --model model --classes person --fps 10 --record out.mp4
+      clipvis stream rtsp://camera/live --model model --classes person --fps 10 --http 8080 --record out.mp4
       ffmpeg -i input -f matroska - | clipvis stream - --model model --classes person --jsonl -
     """
 
@@ -57,16 +59,44 @@ class Stream(ClassOptions):
     record: Annotated[Path | None, arg(metavar="FILE.mp4", help_behavior_hint="")] = None
     """Record the frames with masks and names. The file is whole but for its last two seconds at any moment. Of several
     sources, each gets a number: FILE-0.mp4."""
+    http: Annotated[int | None, arg(metavar="PORT", help_behavior_hint="")] = None
+    """Show the stream on a page, http://127.0.0.1:PORT, to any number of viewers; 0: at a free port."""
+    host: Annotated[str, arg(metavar="HOST")] = "127.0.0.1"
+    """Where the page is served. 0.0.0.0 lets everybody in the network look; there is no password."""
+    alert: Annotated[tuple[str, ...], arg(metavar="NAME:SCORE [NAME:SCORE ...]", help_behavior_hint="")] = ()
+    """Say so once for every track of a class that reaches a score: "person:0.5"."""
+    webhook: Annotated[str | None, arg(metavar="URL", help_behavior_hint="")] = None
+    """Send every alert there as well: a POST of JSON, with a picture of what was found (JPEG, base64)."""
     fps: Annotated[float | None, arg(metavar="N", help_behavior_hint="(default: all that come)")] = None
     """Take at most so many frames per second of each source."""
     max_frames: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """End after so many frames."""
     seconds: Annotated[float | None, arg(metavar="N", help_behavior_hint="")] = None
-    """End after so many seconds."""
+    """End so many seconds after the first frame."""
     size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: the model's, or 480)")] = None
     """Shorter side that frames are resized to for the network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; float32 equals the authors' results."""
+
+    def check(self) -> None:
+        """Make sure that the options can be used.
+
+        Raises:
+            InputError: One is out of range, or one that is needed is missing.
+        """
+        super().check()
+        for name in ("fps", "max_frames", "seconds", "score_window"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be more than 0")
+        if not self.source:
+            raise InputError("no source given; give a camera, an address, a video file, or -")
+        if self.http is not None and not 0 <= self.http <= 65535:
+            raise InputError(f"--http {self.http}: must be between 0 and 65535")
+        if self.webhook is not None and not self.alert:
+            raise InputError("--webhook: there is nothing to send; give --alert, too")
+        if self.jsonl is None and self.record is None and self.http is None and not self.alert:
+            raise InputError("nothing is asked for; give --jsonl, --record, --http or --alert")
 
     def run(self) -> None:
         """Run ``clipvis stream``.
@@ -75,15 +105,9 @@ class Stream(ClassOptions):
             InputError: An option, the model or a source cannot be used, or nothing can be written.
         """
         self.check()
-        for name in ("fps", "max_frames", "seconds", "score_window"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be more than 0")
-        if not self.source:
-            raise InputError("no source given; give a camera, an address, a video file, or -")
-        if self.jsonl is None and self.record is None:
-            raise InputError("nothing is asked for; give --jsonl or --record")
         with stopping_at_once():
+            from clipvis_jax.commands.alerts import Alerts
+            from clipvis_jax.commands.live_page import LivePage
             from clipvis_jax.inference.loading import enable_compilation_cache, load
             from clipvis_jax.inference.scores import ScoreConfig
             from clipvis_jax.inference.segmenter import InferenceConfig
@@ -92,19 +116,27 @@ class Stream(ClassOptions):
 
             classes, background = self.read_classes(), self.read_background()
             arrived, status = Event(), _Status()
-            sources = [LiveFrames(source, fps=self.fps, arrived=arrived, tell=status.tell) for source in self.source]
-            outputs = [_Outputs(self, number) for number in range(len(sources))]
+            sources = [
+                LiveFrames(source, fps=self.fps, waits=True, arrived=arrived, tell=status.tell)
+                for source in self.source
+            ]
+            page = None if self.http is None else LivePage(self.host, self.http, classes, len(sources))
+            alerts = Alerts(self.alert, classes, webhook=self.webhook, forget_after=self.score_window, tell=status.tell)
+            outputs = [_Outputs(self, number, page, alerts) for number in range(len(sources))]
             enable_compilation_cache()
             scores = ScoreConfig(over=self.scores, window=self.score_window)
             segmenter = load(self.model, dtype=self.dtype, config=InferenceConfig(size=self.size, scores=scores))
             start = segmenter.start(classes, background=background, keep_frames=False)
         with ExitStack() as stack, StopSignal() as stop:
             stack.callback(status.end)
+            stack.enter_context(alerts)
+            if page is not None:
+                stack.enter_context(page)
+                status.tell(f"live page at {page.address}")
             for output, source in zip(outputs, sources, strict=True):
                 stack.enter_context(output)
                 stack.enter_context(source)
             live = [_Live(self, segmenter, start, *pair) for pair in zip(sources, outputs, strict=True)]
-            begun_s = time.monotonic()
             while not stop.is_set:
                 arrived.wait(0.2)
                 arrived.clear()
@@ -112,11 +144,11 @@ class Stream(ClassOptions):
                 running = [part for part in live if not part.frames.ended]
                 for part in live:
                     if (frame := part.frames.take()) is not None:
-                        part.step(frame)
-                        status.add(frame.arrived_s, sum(source.dropped for source in sources))
+                        arrived_s = part.step(frame)
+                        status.add(arrived_s, sum(source.dropped for source in sources))
                     if status.count == self.max_frames or stop.is_set:
                         return
-                if not running or (self.seconds is not None and time.monotonic() - begun_s >= self.seconds):
+                if not running or (self.seconds is not None and status.duration_s >= self.seconds):
                     break
         _tell_errors(sources)
 
@@ -143,30 +175,35 @@ class _Live:
         self.frames = frames
         self._options, self._segmenter, self._state, self._outputs = options, segmenter, start, outputs
 
-    def step(self, frame: "LiveFrame") -> None:
-        """Take a frame."""
+    def step(self, frame: "LiveFrame") -> float:
+        """Take a frame, the first time the newest after all is compiled; returns when that came."""
         from clipvis_jax.inference.results import seen
         from clipvis_jax.inference.segmenter import VIDEO_TOP_K
 
         top_k = VIDEO_TOP_K if self._options.top_k is None else self._options.top_k
         if self._state.num_frames == 0:
             self._segmenter.warmup(*frame.image.shape[:2])
+            # That may take a minute; the stream begins now.
+            self.frames.go_on()
+            frame = self.frames.take() or frame._replace(arrived_s=time.monotonic())
         self._state, tracks = self._segmenter.step(
             self._state, frame.image, top_k=top_k, min_score=self._options.min_score
         )
         self._outputs.write(frame, seen(tracks), self._state.class_names)
+        return frame.arrived_s
 
 
 class _Outputs:
-    """What is written of a source. A context manager."""
+    """What is written and shown of a source. A context manager."""
 
-    def __init__(self, options: Stream, number: int) -> None:
+    def __init__(self, options: Stream, number: int, page: "LivePage | None", alerts: "Alerts") -> None:
         """Make sure that nothing is in the way.
 
         Raises:
             InputError: The recording exists already, or cannot be written.
         """
         self._number, self._jsonl = number, options.jsonl
+        self._page, self._alerts = page, alerts
         self._record: Path | None = options.record
         if self._record is not None:
             if self._record.suffix.lower() != ".mp4":
@@ -198,21 +235,27 @@ class _Outputs:
 
     def write(self, frame: "LiveFrame", tracks: "list[LiveTrack]", class_names: tuple[str, ...]) -> None:
         """Write a frame and the tracks that show in it, best first."""
-        if self._jsonl is not None:
-            record = {
-                "time": round(frame.time_s, 3),
-                "source": self._number,
-                "frame": frame.number,
-                "tracks": [
-                    {"id": track.track_id, "name": track.class_name, "score": track.score, "box": track.box}
-                    for track in tracks
-                ],
-            }
-            self._write_line(json.dumps(record, ensure_ascii=False))
-        if self._record is not None:
-            from clipvis_jax.inference.results import draw_live
+        from clipvis_jax.inference.results import draw_live
 
-            self._recorder(self._record, frame).write(draw_live(frame.image, tracks, class_names), frame.arrived_s)
+        record = {
+            "time": round(frame.time_s, 3),
+            "source": self._number,
+            "frame": frame.number,
+            "tracks": [
+                {"id": track.track_id, "name": track.class_name, "score": track.score, "box": track.box}
+                for track in tracks
+            ],
+        }
+        line = json.dumps(record, ensure_ascii=False)
+        if self._jsonl is not None:
+            self._write_line(line)
+        is_watched = self._page is not None and self._page.is_watched(self._number)
+        picture = draw_live(frame.image, tracks, class_names) if is_watched or self._record is not None else None
+        if self._record is not None and picture is not None:
+            self._recorder(self._record, frame).write(picture, frame.arrived_s)
+        if self._page is not None:
+            self._page.show(self._number, picture, line)
+        self._alerts.check(self._number, frame, tracks)
 
     def _recorder(self, path: Path, frame: "LiveFrame") -> "VideoWriter":
         """Return the recording, which begins with the first frame: only that tells its size."""
@@ -253,6 +296,11 @@ class _Status:
         self._latencies_s: deque[float] = deque(maxlen=1000)
         self._ends_s: deque[float] = deque(maxlen=50)
         self._shown_s, self._width = 0.0, 0
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds since the first frame was finished; 0 before."""
+        return 0.0 if self._begun_s is None else time.monotonic() - self._begun_s
 
     def add(self, arrived_s: float, dropped: int) -> None:
         """Count a frame that is finished, and all that were dropped so far."""

@@ -84,6 +84,7 @@ class LiveFrames:
             video file, or "-", a video on standard input.
         fps: Frames per second at most; None: all that come.
         max_pixels: A larger frame is refused.
+        waits: Whether a file stays at its first frame until ``go_on``.
         arrived: Set whenever there is a new frame, and at the end; several sources may share one.
         tell: Takes a line about a lost connection.
 
@@ -97,6 +98,7 @@ class LiveFrames:
         *,
         fps: float | None = None,
         max_pixels: int = MAX_PIXELS,
+        waits: bool = False,
         arrived: Event | None = None,
         tell: Callable[[str], object] = lambda _: None,
     ) -> None:
@@ -104,7 +106,9 @@ class LiveFrames:
         self._period_s = 1 / fps if fps else 0.0
         self._max_pixels, self._tell = max_pixels, tell
         self._arrived = arrived or Event()
-        self._stop, self._lock = Event(), Lock()
+        self._stop, self._going, self._lock = Event(), Event(), Lock()
+        if not waits:
+            self._going.set()
         self._newest: _Decoded | None = None
         self._due_s: float | None = None
         self._count = self._failures = 0
@@ -121,7 +125,13 @@ class LiveFrames:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self._going.set()
         self._thread.join(timeout=0.5)
+
+    def go_on(self) -> None:
+        """Let a file that waits go on from its first frame; what was dropped before is not counted."""
+        self.dropped = 0
+        self._going.set()
 
     def take(self) -> LiveFrame | None:
         """Return the newest frame, once; None if there is no new one."""
@@ -213,6 +223,9 @@ class LiveFrames:
                 if self._kind == "file":
                     time_s = count / FPS_WITHOUT_CLOCK if frame.time is None else float(frame.time)
                     first_s = time_s if first_s is None else first_s
+                    if count == 1 and not self._going.is_set():
+                        self._going.wait()
+                        start_s = time.monotonic()
                     if self._stop.wait(max(start_s + time_s - first_s - time.monotonic(), 0)):
                         return
                 count += 1

@@ -38,7 +38,10 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(home):
-    return load(home / "model")
+    segmenter = load(home / "model", config=InferenceConfig(size=64))
+    segmenter.start(CLASSES, background="auto", keep_frames=False)
+    segmenter.warmup(96, 150)
+    return segmenter
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +89,7 @@ def test_lines_are_what_the_streaming_api_gives(home, opened, tmp_path, capsys):
     assert any(line["tracks"] for line in written)
     assert all(abs(line["time"] - time.time()) < 60 for line in written)
     numbers = [line["frame"] for line in written]
+    assert len(numbers) > 3
     assert numbers[-1] == 11
     assert list(map(without_times, written)) == expected(home, opened, numbers)
     assert f"{len(written)} frames, " in capsys.readouterr().err
@@ -93,7 +97,7 @@ def test_lines_are_what_the_streaming_api_gives(home, opened, tmp_path, capsys):
         recorded = list(container.decode(video=0))
     assert len(recorded) == len(written)
     times_s = np.array([line["time"] for line in written])
-    assert np.allclose([frame.time for frame in recorded], times_s - times_s[0], atol=0.02)
+    assert np.allclose(np.diff([frame.time for frame in recorded])[1:], np.diff(times_s)[1:], atol=0.02)
 
 
 def test_standard_input_to_standard_output(home, capsys, monkeypatch):
@@ -112,6 +116,15 @@ def test_several_sources_share_the_model(home, tmp_path, capsys):
     assert len(list(tmp_path.glob("out-?.mp4"))) == 2
     assert stream(home, *both, "--jsonl", "-") == 0
     assert f"clipvis: warning: {both[1]}: cannot be opened as a video" in capsys.readouterr().err
+
+
+def test_a_page_and_alerts_show_what_is_found(home, opened, tmp_path, capsys):
+    found = expected(home, opened, [0])[0]["tracks"][0]
+    options = "--http", 0, "--alert", f"{found['name']}:{found['score'] * 0.9}", "--max-frames", 2
+    assert stream(home, home / "clip.mp4", *options) == 0
+    error = capsys.readouterr().err
+    assert "clipvis: live page at http://127.0.0.1:" in error
+    assert f"clipvis: alert: {found['name']} (track " in error
 
 
 def test_the_state_does_not_grow(home, opened):
@@ -137,6 +150,9 @@ def test_the_state_does_not_grow(home, opened):
         (["clip.mp4", "--jsonl", "no/such/folder.jsonl"], "no/such/folder.jsonl: its folder does not exist"),
         (["clip.mp4", "--record", "clip.mp4"], "clip.mp4: exists already"),
         (["clip.mp4", "--record", "out.avi"], "--record out.avi: an MP4 is written"),
+        (["clip.mp4", "--http", "70000"], "--http 70000: must be between 0 and 65535"),
+        (["clip.mp4", "--alert", "bird:0.5"], "--alert bird:0.5: no class is named so"),
+        (["clip.mp4", "--jsonl", "-", "--webhook", "http://host"], "--webhook: there is nothing to send"),
         (["clip.mp4", "--jsonl", "-", "--fps", "0"], "--fps 0.0: must be more than 0"),
         (["clip.mp4", "--jsonl", "-", "--score-window", "0"], "--score-window 0: must be more than 0"),
         (["clip.mp4", "--jsonl", "-", "--seconds", "nan"], "--seconds nan: must be more than 0"),
