@@ -77,8 +77,25 @@ class NamingOptions(ClassOptions):
     that does not show the object, or those in which the track is visible. Of an image there is only one."""
     overlay: Annotated[bool, arg(help_behavior_hint="")] = True
     """Do not write the overlay."""
+    show: Annotated[tuple[str, ...], arg(metavar="CLASS [CLASS ...]", help_behavior_hint="(default: all)")] = ()
+    """Draw only instances of these classes in the overlay; their first synonyms are enough."""
     embeddings: bool = False
     """Write the CLIP embedding of every track into tracks.json, for searching and grouping."""
+
+    def read_shown(self, classes: Sequence[str]) -> set[str] | None:
+        """Return which of the classes the overlay shows; None: all.
+
+        Raises:
+            InputError: A name is none of theirs.
+        """
+        from clipvis_jax.text.vocabulary import short_names
+
+        names = {short: name for name, short in zip(classes, short_names(tuple(classes)), strict=True)}
+        names |= {name: name for name in classes}
+        for name in self.show:
+            if name not in names:
+                raise InputError(f"--show {name}: is none of the classes; give names that are looked for")
+        return {names[name] for name in self.show} or None
 
 
 def read_classes(classes: Sequence[str], classes_file: Path | None, *, option: str = "--classes") -> list[str]:

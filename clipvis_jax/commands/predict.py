@@ -81,6 +81,7 @@ class Predict(NamingOptions):
 
             classes = self.read_classes()
             background = self.read_background()
+            self.read_shown(classes)  # a wrong name is told before the work
             sources = find_sources(self.source, results=self.out)
             if not sources:
                 raise InputError("no source given; give a video, an image, a folder of either, or a pattern")
@@ -181,6 +182,7 @@ class Predict(NamingOptions):
                 show_progress=True,
                 embeddings=self.embeddings,
                 raw_facts=facts,
+                shown=self.read_shown(classes),
             )
         predict_outputs.print_summary(result, predict_outputs.frame_numbers(source, selection, result.num_frames))
         predict_outputs.print_written(written)

@@ -77,6 +77,7 @@ def write_results(
     show_progress: bool,
     embeddings: bool = False,
     raw_facts: dict[str, Any] | None = None,
+    shown: Collection[str] | None = None,
 ) -> list[Path]:
     """Write tracks.json, the overlay, and raw.npz of a result that kept it, all or none.
 
@@ -89,6 +90,7 @@ def write_results(
         show_progress: Show a progress bar.
         embeddings: Whether tracks.json has the tracks' embeddings.
         raw_facts: What raw.npz tells of the run, beside the video's facts.
+        shown: See ``write_overlay``.
 
     Returns:
         The paths written.
@@ -103,7 +105,8 @@ def write_results(
             save_video(stage / RAW, result.raw.video, (raw_facts or {}) | {"video": facts})
         if overlay:
             written.append(overlay_path(folder, source))
-            write_overlay(overlay_path(stage, source), result, source, selection, show_progress=show_progress)
+            path = overlay_path(stage, source)
+            write_overlay(path, result, source, selection, show_progress=show_progress, shown=shown)
     return written
 
 
@@ -158,6 +161,7 @@ def write_overlay(
     *,
     show_progress: bool,
     times_s: Sequence[float] | None = None,
+    shown: Collection[str] | None = None,
 ) -> None:
     """Draw the tracks on the frames, which are decoded once more: a video, or an image for an image.
 
@@ -170,11 +174,14 @@ def write_overlay(
         selection: Which of them were used.
         show_progress: Show a progress bar.
         times_s: When each frame is shown, in seconds; by default, what the source knows once it was read.
+        shown: Classes of which instances are drawn; None: all.
 
     Raises:
         InputError: The file cannot be written, or the source has other frames now.
     """
     result = result.best()
+    if shown is not None:
+        result = dataclasses.replace(result, tracks=[track for track in result.tracks if track.class_name in shown])
     frames = _frames_of(result, source)
     if source.kind == "image":
         with atomic_path(path) as temporary:

@@ -43,7 +43,7 @@ class Rename(NamingOptions):
             from clipvis_jax.inference.segmenter import InferenceConfig
 
             classes = self.read_classes()
-            background = self.read_background()
+            background, shown = self.read_background(), self.read_shown(classes)
             path = self.raw / "raw.npz" if self.raw.is_dir() else self.raw
             raw, run = predict_outputs.read_raw(path)
             frames = run.open_source() if self.overlay else None
@@ -71,7 +71,7 @@ class Rename(NamingOptions):
                     overlay = predict_outputs.overlay_path(stage, frames)
                     times_s = run.video.get("frame_times_s")
                     predict_outputs.write_overlay(
-                        overlay, result, frames, run.selection, show_progress=True, times_s=times_s
+                        overlay, result, frames, run.selection, show_progress=True, times_s=times_s, shown=shown
                     )
         predict_outputs.print_summary(result, run.video["frame_numbers"])
         predict_outputs.print_written(written)

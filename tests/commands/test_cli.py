@@ -210,8 +210,9 @@ def test_a_file_is_no_field_whatever_its_name() -> None:
 
 PREDICT_OPTIONS = (
     "--classes NAME [NAME ...]|--classes-file FILE|--background auto|none|FILE.txt|NAME [NAME ...]|--top-k N"
-    "|--min-score SCORE|--out DIR|--scores {all,visible}|--no-overlay|--embeddings|--model DIR|--start N|--end N"
-    "|--every N|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--save-raw|--dtype {float32,bfloat16}|--window N"
+    "|--min-score SCORE|--out DIR|--scores {all,visible}|--no-overlay|--show CLASS [CLASS ...]|--embeddings|--model DIR"
+    "|--start N|--end N|--every N|--on-error {stop,skip}|--max-pixels N|--size PIXELS|--save-raw"
+    "|--dtype {float32,bfloat16}|--window N"
 )
 CONVERT_OPTIONS = (
     "--out DIR|--checkpoint FILE|--clip FILE|--tokenizer NAME|--activation {quick_gelu,gelu}|--text-heads N"
@@ -300,6 +301,7 @@ def test_options_out_of_range(
             "s" * 300 + ".txt: cannot be read (File name too long)",
         ),
         (["--classes", "dog", "--background", "missing.txt"], "missing.txt: cannot be read"),
+        (["--classes", "dog, puppy", "--show", "puppy"], "--show puppy: is none of the classes; give names"),
         (["--classes", "dog", "--classes-file", "names.txt"], "--classes and --classes-file exclude each other"),
     ],
 )

@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from clipvis_jax.commands import predict_outputs
+from clipvis_jax.commands.predict import Predict
 from clipvis_jax.commands.predict_outputs import output_folder, overlay_path, print_summary, write_results
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.results import Track, TrackMasks, VideoResult
@@ -242,6 +243,19 @@ def test_an_instance_is_drawn_once_under_its_best_class(drawn: list, tmp_path: P
     write_results(tmp_path, make_result(1), source, FrameSelection(), overlay=True, show_progress=False)
     # What does not show in the frame is not drawn.
     assert drawn == [[(True, "dog 0.90", track_color(0))]]
+
+
+def test_some_classes_alone_are_drawn(drawn: list, tmp_path: Path) -> None:
+    """Of an instance the best class counts; tracks.json has them all."""
+    source = make_source(tmp_path, "folder", FrameSelection(), num_frames=2)
+    for names, expected in ((("dog",), ["dog 0.90"]), (("[red]kettle[/]", "coffee cup"), ["[red]kettle[/] 0.80"])):
+        drawn.clear()
+        shown = Predict(source=(), model=Path("m"), show=names).read_shown(CLASSES)
+        options = {"overlay": True, "show_progress": False, "shown": shown}
+        tracks, _ = write_results(tmp_path, make_result(2), source, FrameSelection(), **options)
+        assert [label for _, label, _ in drawn[-1]] == expected
+        assert len(json.loads(tracks.read_text())["results"]) == 4
+    assert Predict(source=(), model=Path("m")).read_shown(CLASSES) is None
 
 
 def test_names_of_two_lines_are_drawn_in_one(drawn: list, tmp_path: Path) -> None:
