@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,58 +66,74 @@ class ExportResults:
         """
         self._check()
         with stopping_at_once():
-            import numpy as np
-
-            from clipvis_jax.inference import result_formats
             from clipvis_jax.inference.result_file import load_result
             from clipvis_jax.io.files import atomic_folder
             from clipvis_jax.io.terminal import print_lines
             from clipvis_jax.media.video_reader import open_frames
 
             result, video = load_result(self.tracks)
-            numbers = list(range(video.length) if result.frame_numbers is None else result.frame_numbers)
             result = dataclasses.replace(result, tracks=[t for t in result.tracks if t.score >= self.min_score])
-            files = [f"frame_{number:06d}.png" for number in numbers]
-            vectors = {track.track_id: track.embedding for track in result.tracks}
-            if self.embeddings and any(vector is None for vector in vectors.values()):
+            if self.embeddings and any(track.embedding is None for track in result.tracks):
                 raise InputError(f"{self.tracks}: has no embeddings; run clipvis predict with --embeddings")
             source = None
             if self.crops and self.source is not None:
                 source = open_frames(self.source, on_error="skip", max_pixels=sys.maxsize)  # predict took its frames
         with atomic_folder(self.out or self.tracks.parent / "exported") as folder:
-            if self.csv:
-                text = result_formats.csv_table(result, numbers, video.frame_times_s)
-                (folder / "tracks.csv").write_text(text, encoding="utf-8-sig")  # the mark is for Excel
-            if self.coco:
-                (folder / "coco.json").write_text(json.dumps(result.to_coco(files)), encoding="utf-8")
-            labels = "".join(f"{name}\n" for name in result_formats.label_names(result))
-            if self.mot:
-                _make(folder / "mot" / "gt")
-                lines = "".join(result_formats.mot_lines(result, numbers))
-                (folder / "mot" / "gt" / "gt.txt").write_text(lines, encoding="utf-8")
-                (folder / "mot" / "gt" / "labels.txt").write_text(labels, encoding="utf-8")
-            if self.mots:
-                instances = _make(folder / "mots" / "instances")
-                _save(instances, files, result_formats.mots_pictures(result))
-                (instances / "labels.txt").write_text(labels, encoding="utf-8")
-            if self.png:
-                _save(_make(folder / "labels"), files, result_formats.label_maps(result))
-                text = result_formats.label_table(result)
-                (folder / "labels.csv").write_text(text, encoding="utf-8-sig")
-            if self.labelstudio:
-                tasks = json.dumps(result_formats.label_studio_tasks(result, files))
-                (folder / "label_studio.json").write_text(tasks, encoding="utf-8")
-                interface = result_formats.label_studio_interface(result)
-                (folder / "label_studio.xml").write_text(interface, encoding="utf-8")
-            if self.crops:
-                _make(folder / "crops")
-                for index, track_id, picture in result_formats.crops(result, self._images(source, result)):
-                    picture.save(_make(folder / "crops" / f"{track_id:03d}") / files[index])
-            if self.embeddings:
-                rows = np.array(list(vectors.values()), np.float32)
-                np.savez(folder / "embeddings.npz", track_ids=np.array(list(vectors), int), embeddings=rows)
+            self.write(folder, result, video.frame_times_s, source)
             written = sorted(path.name for path in folder.iterdir())
         print_lines(f"wrote {', '.join(written)} into {self.out or self.tracks.parent / 'exported'}")
+
+    def write(
+        self, folder: Path, result: "VideoResult", times_s: "Sequence[float] | None", source: "FrameSource | None"
+    ) -> None:
+        """Write a result into a folder, in the formats that are chosen.
+
+        Args:
+            folder: Where to.
+            result: The tracks.
+            times_s: When each frame is shown, in seconds, if that is known.
+            source: The result's frames, for crops.
+
+        Raises:
+            InputError: The source does not have the frames, or there are more classes than a format takes.
+        """
+        import numpy as np
+
+        from clipvis_jax.inference import result_formats
+
+        numbers = list(range(result.num_frames) if result.frame_numbers is None else result.frame_numbers)
+        files = [f"frame_{number:06d}.png" for number in numbers]
+        if self.csv:
+            text = result_formats.csv_table(result, numbers, times_s)
+            (folder / "tracks.csv").write_text(text, encoding="utf-8-sig")  # the mark is for Excel
+        if self.coco:
+            (folder / "coco.json").write_text(json.dumps(result.to_coco(files)), encoding="utf-8")
+        labels = "".join(f"{name}\n" for name in result_formats.label_names(result))
+        if self.mot:
+            _make(folder / "mot" / "gt")
+            lines = "".join(result_formats.mot_lines(result, numbers))
+            (folder / "mot" / "gt" / "gt.txt").write_text(lines, encoding="utf-8")
+            (folder / "mot" / "gt" / "labels.txt").write_text(labels, encoding="utf-8")
+        if self.mots:
+            instances = _make(folder / "mots" / "instances")
+            _save(instances, files, result_formats.mots_pictures(result))
+            (instances / "labels.txt").write_text(labels, encoding="utf-8")
+        if self.png:
+            _save(_make(folder / "labels"), files, result_formats.label_maps(result))
+            (folder / "labels.csv").write_text(result_formats.label_table(result), encoding="utf-8-sig")
+        if self.labelstudio:
+            tasks = json.dumps(result_formats.label_studio_tasks(result, files))
+            (folder / "label_studio.json").write_text(tasks, encoding="utf-8")
+            interface = result_formats.label_studio_interface(result)
+            (folder / "label_studio.xml").write_text(interface, encoding="utf-8")
+        if self.crops:
+            _make(folder / "crops")
+            for index, track_id, picture in result_formats.crops(result, self._images(source, result)):
+                picture.save(_make(folder / "crops" / f"{track_id:03d}") / files[index])
+        if self.embeddings:
+            vectors = {track.track_id: track.embedding for track in result.tracks}
+            rows = np.array(list(vectors.values()), np.float32)
+            np.savez(folder / "embeddings.npz", track_ids=np.array(list(vectors), int), embeddings=rows)
 
     def _check(self) -> None:
         """Make sure that the options fit together.

@@ -480,9 +480,11 @@ class Segmenter:
             raise InputError(f"classes {classes!r}: a list of class names expected, not one text")
         names, background = tuple(classes), self._background(classes, background)
         key = names, background, self.text_digest()
-        if self._vocabulary is None or self._vocabulary[0] != key:
-            self._vocabulary = key, self.encode_classes(names, background=background, show_progress=show_progress)
-        return names, self._vocabulary[1], tuple(unsaid_names(background, check_vocabulary(names)))
+        last = self._vocabulary  # once, since another thread may ask for other names
+        if last is None or last[0] != key:
+            last = key, self.encode_classes(names, background=background, show_progress=show_progress)
+            self._vocabulary = last
+        return names, last[1], tuple(unsaid_names(background, check_vocabulary(names)))
 
     def _background(self, classes: Sequence[str], background: Background) -> tuple[str, ...]:
         """Return background names, of which those that compete with a class are not yet left out."""

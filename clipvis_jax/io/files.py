@@ -179,6 +179,27 @@ def _remove_dead(folder: Path) -> None:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a folder for the user alone among the system's temporary ones, which is removed when the block ends.
+
+    What killed processes left is removed by the next block.
+
+    Raises:
+        InputError: The folder cannot be made.
+    """
+    parent = Path(tempfile.gettempdir()).resolve()
+    folder = parent / _temporary_name(parent)
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise output_error(parent, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, as UTF-8, whole or not at all.
 
