@@ -88,7 +88,7 @@ def train_all(cache, images, folder):
     more_clip = train(cache, folder, "clip_more", MORE_CLIP, init_from=folder / "clip" / "model")
     decoders = folder / "clipvis" / "model"
     decoders = train(cache, folder, "finetune", f"{CLIPVIS} {DECODERS} 10", init_from=decoders, dataset=images)
-    train(cache, folder, "settle", f"{CLIPVIS} {DECODERS} 12", clip=more_clip, init_from=decoders, dataset=images)
+    train(cache, folder, "settle", f"{CLIPVIS} {DECODERS} 10", clip=more_clip, init_from=decoders, dataset=images)
     return folder
 
 

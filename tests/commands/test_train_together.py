@@ -47,9 +47,8 @@ def twenty_steps(tmp_path_factory, cache, config, clip):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--fsdp", 2]])
-def test_eight_devices_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path, options):  # noqa: PLR0917
-    options = ["--workdir", tmp_path, "--clip", clip, *TWENTY_STEPS, "--loop.picture-every", 20, *options]
+def test_eight_devices_give_the_losses_of_one(twenty_steps, cache, config, clip, tmp_path):
+    options = ["--workdir", tmp_path, "--clip", clip, *TWENTY_STEPS, "--loop.picture-every", 20, "--fsdp", 2]
     finish(start(cache, config, *options, devices=8))
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(twenty_steps), rtol=1e-5)
     assert pictures_of(tmp_path) == ["predictions_0000020.png"]
@@ -108,7 +107,7 @@ ClipVisTask.put = failing_put
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_the_other(cache, config, clip, tmp_path):
     """Which waits for it in the middle of a step."""
-    options = ["--workdir", tmp_path / "run", "--clip", clip, "--data.num-workers", 1]
+    options = ["--workdir", tmp_path / "run", "--clip", clip, *TWENTY_STEPS, "--data.num-workers", 1]
     processes = start_two(cache, unlike(config, tmp_path, FAILING), *options)
     errors = [error for _, error in finish_all(*processes, expected_code=2)]
     # Lines of XLA may stand among them.

@@ -159,9 +159,12 @@ def test_box_masks_are_the_cells_inside_and_never_empty():
 
 @pytest.fixture(scope="module")
 def experiment():
-    """Forty steps on the same eight images."""
-    data = CaptionedDataConfig(size=64, batch_size=8, num_images=8)
-    return tiny_experiment(data=data, optimizer=ClipOptimizerConfig(num_steps=40, warmup_steps=4, learning_rate=5e-3))
+    """Forty steps on the same eight images, whose regions look for their sentences among all names."""
+    return tiny_experiment(
+        data=CaptionedDataConfig(size=64, batch_size=8, num_images=8),
+        optimizer=ClipOptimizerConfig(num_steps=40, warmup_steps=4, learning_rate=5e-3),
+        losses=ClipLossConfig(all_names=True),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +189,13 @@ def whole(task, experiment, tmp_path_factory):
 @pytest.fixture(scope="module")
 def batch(task, experiment):
     return first_inputs(task, experiment)
+
+
+def loss_of(experiment, state, batch):
+    """Compute the parts of the loss without all names and without a step, which takes long to compile."""
+    model = ClipVis(ClipVisConfig(RESNET, dataclasses.replace(experiment.text, vocab_size=674)))
+    loss = jax.jit(lambda *inputs: clip_loss(model, *inputs, ClipLossConfig(), jax.random.key(0))[1][0])
+    return loss(state.params, batch)
 
 
 def first_inputs(task, experiment):
@@ -232,9 +242,8 @@ def test_names_of_unseen_classes_are_no_answers():
 
 
 def test_regions_find_their_sentences_among_all_names(task, experiment, batch, initial):
-    losses = dataclasses.replace(experiment.losses, all_names=True)
-    _, metrics = one_device_task(dataclasses.replace(experiment, losses=losses)).step(initial, batch)
-    _, plain = task.step(initial, batch)
+    _, metrics = task.step(initial, batch)
+    plain = loss_of(experiment, initial, batch)
     # Nothing is learned yet: the more texts, the less likely is the right one. That of whole images stays as it is.
     assert metrics.region_loss > plain.region_loss + 0.5
     assert float(metrics.image_loss) == pytest.approx(float(plain.image_loss), rel=1e-5)
@@ -289,14 +298,12 @@ def test_single_objects_first():
     assert shapes == [(24, 32, 32)] * 3 + [(8, 64, 64)]
 
 
-def test_a_step_on_single_objects_learns_from_their_sentences(experiment, initial):
+def test_the_loss_of_single_objects_is_that_of_their_sentences(experiment, initial):
     experiment = dataclasses.replace(experiment, stages=(Stage(32, single_objects=True),))
-    task = one_device_task(experiment)
-    _, metrics = task.step(initial, first_inputs(task, experiment))
+    metrics = loss_of(experiment, initial, first_inputs(one_device_task(experiment), experiment))
     assert np.isfinite(metrics.total_loss)
     assert metrics.image_loss > 0
     assert metrics.region_loss == 0
-    assert metrics.gradient_norm > 0
 
 
 def test_resuming_is_exact_and_the_folder_is_a_model(task, experiment, whole, tmp_path):
