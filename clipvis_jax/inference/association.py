@@ -28,8 +28,8 @@ from scipy.optimize import linear_sum_assignment
 
 from clipvis_jax.errors import InputError
 
-History = tuple[Float[np.ndarray, "q d"], ...]
-"""The track history: embeddings of the last frames in track order, L2-normalised, oldest first."""
+History = tuple[Float[np.ndarray, "_ _"], ...]
+"""The track history, tracks x length: embeddings of the last frames in track order, L2-normalised, oldest first."""
 
 
 MAX_LENGTH = 1_000_000
@@ -100,14 +100,26 @@ def associate(
 ) -> tuple[Int[np.ndarray, " q"], History]:
     """Match a frame's queries with the tracks.
 
+    There are as many tracks as the first frame has queries. Where their number varies, as that of detections, fill up
+    with rows of zeros, which are equally far from all tracks.
+
     Args:
-        embeds: Query embeddings of the frame, in its own order, of any length.
+        embeds: Query embeddings of the frame, in its own order, of any length; as many as in the frames before.
         history: What the call for the frame before returned; empty at the first frame.
         config: Which earlier frames have a say.
 
     Returns:
         The query of every track (a permutation; the identity at the first frame), and the history with this frame.
+
+    Raises:
+        InputError: The frame has another number of queries than those before it, or embeddings of another length.
     """
+    if history and embeds.shape != history[-1].shape:
+        (queries, length), (tracks, known) = embeds.shape, history[-1].shape
+        raise InputError(
+            f"embeddings: {queries} queries of length {length}, but {tracks} of length {known} in the frames before; "
+            "give as many in every frame, filled up with zeros"
+        )
     norm = np.sqrt(np.sum(np.square(embeds), axis=1, keepdims=True))
     embeds = embeds / np.maximum(norm, 1e-8)
     order = MODES[config.mode](embeds, history, config) if history else np.arange(len(embeds))

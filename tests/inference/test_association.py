@@ -41,3 +41,15 @@ def test_a_mode_of_ones_own_decides(monkeypatch):
 def test_an_unknown_mode_names_those_there_are():
     with pytest.raises(InputError, match=r"association.mode 'best': must be one of top_k, all, previous"):
         AssociationConfig("best")
+
+
+def test_another_number_of_queries_shifts_no_ids_silently():
+    _, history = associate(np.eye(4))
+    for embeddings in (np.eye(4)[[3, 1]], np.eye(5)[:, :4], np.eye(4, 3)):
+        with pytest.raises(
+            InputError, match=r"embeddings: .* but 4 of length 4 in the frames before; .* filled up with"
+        ):
+            associate(embeddings, history)
+    order, history = associate(np.eye(4)[[3, 1]][[0, 1, 1, 1]] * [[1], [1], [0], [0]], history)
+    assert order[[3, 1]].tolist() == [0, 1]  # and the others are given the rows of zeros
+    assert sorted(order) == [0, 1, 2, 3]
