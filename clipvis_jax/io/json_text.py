@@ -56,6 +56,7 @@ def decode(text: Any, kind: Any, where: str, advice: str | None = None) -> Any:
         return _decoder(kind).decode(text)
     except msgspec.ValidationError as error:
         message, _, field = str(error).replace("`", "").partition(" - at ")
+        message = message if len(message) <= 120 else f"{message[:117]}..."  # it may quote what stands there
         field = field.removeprefix("key in ").removeprefix("$")
         where += f" {field.removeprefix('.')}" if field and where.endswith(":") else field
         name = message.removeprefix("Object missing required field ")

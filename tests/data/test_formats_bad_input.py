@@ -28,6 +28,7 @@ from clipvis_jax.data.formats.parts import read_category
 from clipvis_jax.data.frames import decode_frame
 from clipvis_jax.data.image_folder import ImageFolder
 from clipvis_jax.data.raw import RawDataset
+from clipvis_jax.evaluation import ground_truth_from, load_results
 
 
 def fails(tmp_path, content, message, **options):
@@ -48,6 +49,7 @@ TURNED = compressed(box_mask(size=(WIDTH, HEIGHT)))
         (["categories", 0, "name"], DELETE, r"categories\[0\] has no 'name'"),
         (["categories", 0, "synonyms"], [3], r"categories\[0\].synonyms\[0\]: Expected str, got int"),
         (["categories", 0, "frequency"], "x", r"categories\[0\].frequency: Invalid enum value 'x'"),
+        (["categories", 0, "frequency"], "x" * 10_000, r"frequency: Invalid enum value 'x{80,100}\.\.\.$"),
         (["categories", 0, "partition"], "0", r"categories\[0\].partition: Expected int . null, got str"),
         (["videos", 0, "id"], "7", r"videos\[0\].id: Expected int, got str"),
         (["videos", 0, "height"], 0, r"videos\[0\].height: Expected int >= 1"),
@@ -291,10 +293,24 @@ def test_outlines_of_polygons_are_bounded(tmp_path):
     assert isinstance(mask, tuple)
 
 
+HOSTILE = Path(__file__).parents[1] / "cases" / "hostile"
+
+
 def test_an_outline_that_would_end_the_process_is_refused(tmp_path):
-    bomb = Path(__file__).parents[1] / "cases" / "hostile" / "polygon_bomb.json"
     with pytest.raises(InputError, match=r"annotations\[0\].segmentations\[0\] holds a polygon whose outline is"):
-        RawDataset(bomb, tmp_path)
+        RawDataset(HOSTILE / "polygon_bomb.json", tmp_path)
+
+
+def test_names_of_the_cases_are_escaped(tmp_path):
+    with pytest.raises(InputError, match=r"x\\nclipvis: error: all is well\\x1b\]0;PWNED\\x07.*: is missing") as error:
+        RawDataset(HOSTILE / "terminal_file_names.json", tmp_path).read_frame(0, 0)
+    assert str(error.value).isprintable()
+    truth = ground_truth_from(RawDataset(HOSTILE / "terminal_class_names.json", tmp_path))
+    results = tmp_path / "tracks.json"
+    results.write_text(json.dumps({"categories": [{"id": 1, "name": "star"}], "results": []}))
+    with pytest.raises(InputError, match=r"plain \\x1b\[31mred.*star\\nfake line") as error:
+        load_results(results, truth)
+    assert str(error.value).isprintable()
 
 
 def test_file_that_changed(tmp_path):

@@ -374,12 +374,14 @@ def test_heic_needs_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "is a HEIC picture, which needs the package pillow-heif" in refusal(path)
 
 
-@pytest.mark.parametrize("size", [(1024, 768), (768, 1024), (100, 60)])
-def test_heic_is_read_whole(tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("name", "size"), [("photo.heic", (1024, 768)), ("photo.mov", (768, 1024)), ("photo", (100, 60))]
+)
+def test_heic_is_read_whole(tmp_path: Path, name: str, size: tuple[int, int]) -> None:
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
-    path = tmp_path / "photo.heic"
-    Image.fromarray(quadrants(*size)).save(path, quality=90)
+    path = tmp_path / name
+    Image.fromarray(quadrants(*size)).save(path, "heif", quality=90)
     assert open_frames(path).kind == "image"
     assert one_frame(path).shape == (*size, 3)
     assert corners(one_frame(path)) == [RED, GREEN, BLUE, WHITE]
@@ -467,17 +469,23 @@ def fuzz_exif(folder: Path, rounds: int, seed: int = 0) -> dict[str, int]:
 
 
 def fuzz_containers(folder: Path, rounds: int, seed: int = 0) -> dict[str, int]:
-    """Videos and animations with some bytes changed, or cut: read in part, or refused in one line."""
+    """Videos and animations with bytes changed or put in, extreme numbers, or cut: read, or refused in one line."""
     rng = np.random.default_rng(seed)
     outcomes = {"read": 0, "refused": 0}
     files = sorted(CASES.iterdir())
     for number in range(rounds):
         file = files[number % len(files)]
         data = bytearray(file.read_bytes())
-        for place in rng.integers(0, len(data), rng.integers(1, 20)):
-            data[place] = rng.integers(256)
-        if rng.random() < 0.3:
-            data = data[: rng.integers(1, len(data))]
+        place = int(rng.integers(len(data)))
+        if number % 4 == 0:
+            for changed in rng.integers(0, len(data), rng.integers(1, 20)):
+                data[changed] = rng.integers(256)
+        elif number % 4 == 1:
+            del data[max(place, 1) :]
+        elif number % 4 == 2:
+            data[place:place] = rng.bytes(int(rng.integers(1, 64)))
+        else:
+            data[place : place + 4] = rng.choice([0, 1, 2**28, 2**31 - 1, 2**32 - 1]).astype(">u4").tobytes()
         path = folder / f"broken{file.suffix}"
         path.write_bytes(data)
         outcomes[read_or_refuse(path)] += 1
