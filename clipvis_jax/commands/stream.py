@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from clipvis_jax.commands.live_page import LivePage
     from clipvis_jax.inference.results import LiveTrack
     from clipvis_jax.inference.segmenter import Segmenter
+    from clipvis_jax.inference.video_state import VideoState
     from clipvis_jax.media.live_frames import LiveFrame, LiveFrames
     from clipvis_jax.media.video_writer import VideoWriter
 
+_SAVE_EVERY_S = 30.0
 _RECORDED_FPS = 25.0
 """What a recording says of its rate; every frame has its own time."""
 
@@ -48,7 +50,7 @@ class Stream(ClassOptions):
     """Number of a camera, a device (/dev/video0), an address (rtsp://, http://, https://), a video file, which is
     played at its own pace, or -, a video on standard input. Several share the model."""
     model: Annotated[Path, arg(metavar="DIR")]
-    """Model folder, made by 'clipvis convert'."""
+    """Model folder, made by 'clipvis convert', an archive of 'clipvis pack', or hf://org/name."""
     scores: Literal["all", "visible"] = "visible"
     """Frames that a track's score is averaged over: those in which it is visible, or all, as the method does."""
     score_window: Annotated[int, arg(metavar="N")] = 30
@@ -59,6 +61,9 @@ class Stream(ClassOptions):
     record: Annotated[Path | None, arg(metavar="FILE.mp4", help_behavior_hint="")] = None
     """Record the frames with masks and names. The file is whole but for its last two seconds at any moment. Of several
     sources, each gets a number: FILE-0.mp4."""
+    state: Annotated[Path | None, arg(metavar="FILE.npz", help_behavior_hint="")] = None
+    """Keep the tracks there, every 30 seconds and at the end, and go on with those that are there, with their numbers.
+    Of several sources, each gets a number: FILE-0.npz."""
     http: Annotated[int | None, arg(metavar="PORT", help_behavior_hint="")] = None
     """Show the stream on a page, http://127.0.0.1:PORT, to any number of viewers; 0: at a free port."""
     host: Annotated[str, arg(metavar="HOST")] = "127.0.0.1"
@@ -126,7 +131,12 @@ class Stream(ClassOptions):
             enable_compilation_cache()
             scores = ScoreConfig(over=self.scores, window=self.score_window)
             segmenter = load(self.model, dtype=self.dtype, config=InferenceConfig(size=self.size, scores=scores))
-            start = segmenter.start(classes, background=background, keep_frames=False)
+            states = [
+                segmenter.start(classes, background=background, keep_frames=False)
+                if output.state is None or not output.state.exists()
+                else segmenter.load_state(output.state, classes, background=background)
+                for output in outputs
+            ]
         with ExitStack() as stack, StopSignal() as stop:
             stack.callback(status.end)
             stack.enter_context(alerts)
@@ -136,7 +146,9 @@ class Stream(ClassOptions):
             for output, source in zip(outputs, sources, strict=True):
                 stack.enter_context(output)
                 stack.enter_context(source)
-            live = [_Live(self, segmenter, start, *pair) for pair in zip(sources, outputs, strict=True)]
+            live = [_Live(self, segmenter, *parts) for parts in zip(states, sources, outputs, strict=True)]
+            for part in live:
+                stack.callback(part.save)
             while not stop.is_set:
                 arrived.wait(0.2)
                 arrived.clear()
@@ -170,10 +182,11 @@ class _Live:
     """A source, its tracks so far, and where they go."""
 
     def __init__(
-        self, options: Stream, segmenter: "Segmenter", start: Any, frames: "LiveFrames", outputs: "_Outputs"
+        self, options: Stream, segmenter: "Segmenter", state: "VideoState", frames: "LiveFrames", outputs: "_Outputs"
     ) -> None:
         self.frames = frames
-        self._options, self._segmenter, self._state, self._outputs = options, segmenter, start, outputs
+        self._options, self._segmenter, self._state, self._outputs = options, segmenter, state, outputs
+        self._is_warm, self._saved_s = False, time.monotonic()
 
     def step(self, frame: "LiveFrame") -> float:
         """Take a frame, the first time the newest after all is compiled; returns when that came."""
@@ -181,7 +194,8 @@ class _Live:
         from clipvis_jax.inference.segmenter import VIDEO_TOP_K
 
         top_k = VIDEO_TOP_K if self._options.top_k is None else self._options.top_k
-        if self._state.num_frames == 0:
+        if not self._is_warm:
+            self._is_warm = True
             self._segmenter.warmup(*frame.image.shape[:2])
             # That may take a minute; the stream begins now.
             self.frames.go_on()
@@ -190,7 +204,20 @@ class _Live:
             self._state, frame.image, top_k=top_k, min_score=self._options.min_score
         )
         self._outputs.write(frame, seen(tracks), self._state.class_names)
+        if time.monotonic() - self._saved_s >= _SAVE_EVERY_S:
+            self._saved_s = time.monotonic()
+            self.save()
         return frame.arrived_s
+
+    def save(self) -> None:
+        """Save the tracks, if that is asked for."""
+        if self._outputs.state is not None:
+            self._segmenter.save_state(self._state, self._outputs.state)
+
+
+def _numbered(path: Path, number: int, count: int) -> Path:
+    """Name the file of one of several sources."""
+    return path if count == 1 else path.with_stem(f"{path.stem}-{number}")
 
 
 class _Outputs:
@@ -208,11 +235,11 @@ class _Outputs:
         if self._record is not None:
             if self._record.suffix.lower() != ".mp4":
                 raise InputError(f"--record {self._record}: an MP4 is written; give a name that ends with .mp4")
-            if len(options.source) > 1:
-                self._record = self._record.with_stem(f"{self._record.stem}-{number}")
+            self._record = _numbered(self._record, number, len(options.source))
             if self._record.exists():
                 raise InputError(f"{self._record}: exists already; choose another name, or remove it")
-        for path in (self._jsonl, self._record):
+        self.state = None if options.state is None else _numbered(options.state, number, len(options.source))
+        for path in (self._jsonl, self._record, self.state):
             if path is not None and not path.parent.is_dir():
                 raise InputError(f"{path}: its folder does not exist; make it first")
         self._writer: VideoWriter | None = None

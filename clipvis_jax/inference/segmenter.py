@@ -24,6 +24,7 @@ from clipvis_jax.inference.frame_store import FrameStore
 from clipvis_jax.inference.raw_video import RawRecorder, RawVideo, VideoReplay
 from clipvis_jax.inference.results import LiveTrack, Raw, VideoResult
 from clipvis_jax.inference.scores import ScoreConfig
+from clipvis_jax.inference.state_file import load_state, save_state
 from clipvis_jax.inference.tracker import FrameQueries, TrackerState
 from clipvis_jax.inference.video_state import VideoState
 from clipvis_jax.io.prefetch import prefetch
@@ -37,7 +38,7 @@ from clipvis_jax.models.text_classifier import TextClassifier
 from clipvis_jax.text.background import LONG_VOCABULARY, everyday_names, unsaid_names
 from clipvis_jax.text.tokenizer import Tokenizer
 from clipvis_jax.text.vocabulary import PROMPT_TEMPLATES, check_vocabulary, encode_vocabulary, parse_synonyms
-from clipvis_jax.weights.model_folder import hash_variables
+from clipvis_jax.weights.model_folder import checksum, hash_variables
 
 Background = Sequence[str] | Literal["auto"]
 """Background names, or "auto": the model's own, or everyday things, for vocabularies of fewer than 50 classes."""
@@ -389,6 +390,31 @@ class Segmenter:
         classifier = self._vocabulary[1] if self._vocabulary else self.encode_classes(["object"])
         window = [self._prepare(np.zeros((height, width, 3), np.uint8), 0, None)]
         jax.block_until_ready(self._start_window(classifier, window, 1)[0])
+
+    def save_state(self, state: VideoState, path: str | Path) -> None:
+        """Write a stream's tracks, so that it goes on after a restart; see ``load_state``.
+
+        Raises:
+            InputError: The file cannot be written.
+            RuntimeError: The state keeps its frames.
+        """
+        if state.store is not None:
+            raise RuntimeError("a state that keeps its frames cannot be saved; start with keep_frames=False")
+        save_state(Path(path), state, self._weights())
+
+    def load_state(
+        self, path: str | Path, classes: Sequence[str], *, background: Background = (), score_window: int | None = None
+    ) -> VideoState:
+        """Read what ``save_state`` wrote; the arguments are those that ``start`` was given, and the model is the same.
+
+        Raises:
+            InputError: The file is missing, damaged, or of another model, other classes or settings.
+        """
+        start = self.start(classes, background=background, keep_frames=False, score_window=score_window)
+        return load_state(Path(path), start, self._weights(), self.model.config.query_decoder.dim)
+
+    def _weights(self) -> str:
+        return f"{self.text_digest()[:16]}-{checksum(self.params)}"
 
     def set_classes(
         self, state: VideoState, classes: Sequence[str], *, background: Background | None = None

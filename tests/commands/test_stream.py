@@ -1,5 +1,6 @@
 """``clipvis stream`` with a tiny model: lines, recordings, and what stops it."""
 
+import io
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from conftest import golden
 from tiny import tiny_model_folder
 
 from clipvis_jax.cli import main
+from clipvis_jax.errors import InputError
 from clipvis_jax.inference.loading import load
 from clipvis_jax.inference.results import seen
 from clipvis_jax.inference.scores import ScoreConfig
@@ -125,6 +127,52 @@ def test_a_page_and_alerts_show_what_is_found(home, opened, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "clipvis: live page at http://127.0.0.1:" in error
     assert f"clipvis: alert: {found['name']} (track " in error
+
+
+def test_a_stream_goes_on_after_a_restart(home, opened, tmp_path, capsys):
+    """Its tracks are those of a stream that was never stopped."""
+    path, frames = tmp_path / "state.npz", golden("tiny_inputs")["frames_u8"]
+    opened.config = InferenceConfig(size=64, scores=ScoreConfig(over="visible", window=3))
+    state = opened.start(CLASSES, keep_frames=False)
+    for frame in frames[:4]:
+        state, _ = opened.step(state, frame)
+    opened.save_state(state, path)
+    again = opened.load_state(path, CLASSES)
+    assert again.num_frames == 4
+    for frame in frames[4:6]:
+        (state, tracks), (again, tracks_again) = opened.step(state, frame), opened.step(again, frame)
+    for one, other in zip(tracks, tracks_again, strict=True):
+        assert (one.track_id, one.class_index, one.score) == (other.track_id, other.class_index, other.score)
+        assert np.array_equal(one.mask, other.mask)
+    with pytest.raises(InputError, match="is of a stream with other classes"):
+        opened.load_state(path, [*CLASSES, "bird"])
+    with pytest.raises(InputError, match="is of a stream with other scores"):
+        opened.load_state(path, CLASSES, score_window=5)
+    whole = path.read_bytes()
+    for broken in (b"", b"no state", whole[:1000], whole[:-30], whole.replace(b"history", b"mystery")):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match="damaged"):
+            opened.load_state(path, CLASSES)
+    with np.load(io.BytesIO(whole)) as file:
+        arrays = dict(file)
+    changed = [{name: array[..., :1]} for name, array in arrays.items() if array.ndim]
+    changed += [{"mask_area": arrays["mask_area"] * np.nan}, {"class_sum": np.array(["x"])}, {"facts": np.array("[]")}]
+    for change in changed:
+        np.savez(path, **arrays | change)
+        if arrays.keys() & {name for name in change if not np.array_equal(change[name], arrays[name])}:
+            with pytest.raises(InputError, match="damaged"):
+                opened.load_state(path, CLASSES)
+
+
+def test_the_command_keeps_its_state(home, opened, tmp_path, capsys):
+    options = home / "clip.mp4", "--jsonl", tmp_path / "out.jsonl", "--max-frames", 2, "--state", tmp_path / "state.npz"
+    assert [stream(home, *options) for _ in range(2)] == [0, 0]
+    state = opened.load_state(tmp_path / "state.npz", CLASSES, background="auto")
+    assert (state.num_frames, len(lines(tmp_path / "out.jsonl"))) == (4, 4)
+    (tmp_path / "state.npz").write_bytes(b"no state")
+    capsys.readouterr()
+    assert stream(home, *options) == 2
+    assert capsys.readouterr().err.startswith(f"clipvis: error: {tmp_path / 'state.npz'}: damaged (")
 
 
 def test_the_state_does_not_grow(home, opened):
