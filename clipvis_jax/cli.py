@@ -60,7 +60,11 @@ COMMANDS = {
     ),
     "import": Command("import_annotations", "Import", "Make a data set of annotations that another tool wrote."),
     "convert": Command("convert", "Convert", "Make a model folder from PyTorch weights."),
-    "export": Command("export", "Export", "Write a model folder as a PyTorch state dict, for the authors' code."),
+    "export": Command(
+        "export",
+        "Export",
+        "Write a model folder as a PyTorch state dict for the authors' code, or a training's checkpoint as a model.",
+    ),
     "export-network": Command(
         "export_network", "ExportNetwork", "Write the network as a program that JAX runs without this package."
     ),
@@ -69,6 +73,9 @@ COMMANDS = {
     "eval": Command("evaluate", "Evaluate", "Run a model over a data set and score it by its official metrics.", True),
     "ablate": Command("ablate", "Ablate", "Switch the parts of the method one by one and score each setting.", True),
     "train": Command("train", "Train", "Train the decoders under a frozen CLIP, or pretrain a CLIP.", True),
+    "finetune": Command(
+        "finetune", "Finetune", "Train a model further on footage of your own, and say whether it got better.", True
+    ),
     "compile-check": Command("compile_check", "CompileCheck", "Compile a training step for TPUs or GPUs, without any."),
     "prepare": Command("prepare", "Prepare", "Write a data set, images included, into a few large files.", True),
     "shapes": Command("shapes", "Shapes", "Draw videos of the Shapes world, with full ground truth.", True),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from clipvis_jax.data.records import Dataset
+    from clipvis_jax.evaluation.best_score import BestScores
     from clipvis_jax.evaluation.inputs import GroundTruth, Result
     from clipvis_jax.inference.segmenter import InferenceConfig
 
@@ -74,6 +75,8 @@ class Evaluate:
     classes."""
     report: Annotated[bool, arg(help_behavior_hint="")] = True
     """Do not write report.html."""
+    write_threshold: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Note the score with the best F1 in the model folder, as the default of 'clipvis predict --min-score'."""
     max_zip_mb: Annotated[float | None, arg(metavar="MB", help_behavior_hint="(default: the server's, if known)")] = (
         None
     )
@@ -110,6 +113,8 @@ class Evaluate:
                 raise InputError(f"--{option} {value}: must be 1 or more")
         if self.overlays < 0:
             raise InputError(f"--overlays {self.overlays}: must be 0 or more")
+        if self.write_threshold and (self.model is None or not (self.model / "config.json").is_file()):
+            raise InputError("--write-threshold: needs --model with a model folder, in which it is noted")
         if self.overlays > 0 and self.model is None:
             raise InputError("--overlays: needs --model; --metrics-only runs none, so there is nothing to draw")
         with stopping_at_once():
@@ -122,6 +127,7 @@ class Evaluate:
             start_processes(self.distributed)
             name: str | Dataset | None = self.dataset
             inference = InferenceConfig()
+            limit: int | None = None
             if self.config is not None:
                 from clipvis_jax.config import load_config
                 from clipvis_jax.training.task import ClipVisExperiment
@@ -130,6 +136,7 @@ class Evaluate:
                 if not isinstance(experiment, ClipVisExperiment):
                     raise InputError(f"{self.config}: trains CLIP alone; give a configuration of CLIP-VIS")
                 evaluation = experiment.evaluation
+                limit = evaluation.limit if name is None else None
                 name, inference = name or evaluation.dataset, evaluation.inference
             if name is None:
                 raise InputError("give --dataset, or a configuration that names one")
@@ -143,6 +150,7 @@ class Evaluate:
             check_held_out(dataset)
             count = len(dataset) if self.limit is None else min(self.limit, len(dataset))
             self._check_scoring(dataset, count)
+            self._tell_limit(limit, count)
             prepare_output_dir(self.out)
         provenance: dict[str, Any] = {
             "dataset": {"name": dataset.name, "digest": dataset.digest, "videos": count, "of_videos": len(dataset)},
@@ -155,6 +163,14 @@ class Evaluate:
         if self._is_first_process():
             self._score(dataset, count, results, provenance)
         wait_for_all("scored")
+
+    def _tell_limit(self, limit: int | None, count: int) -> None:
+        """Say that the limit of a configuration is not one of this evaluation."""
+        if self.limit is None and limit is not None and limit < count and self._is_first_process():
+            print_lines(
+                f"{self.config}: has evaluation.limit {limit}, which is for scores while training; here all {count} "
+                f"are evaluated (--limit {limit} for as many)"
+            )
 
     def _check_scoring(self, dataset: "Dataset", count: int) -> None:
         """Notice before the work what would make scoring fail after it."""
@@ -313,6 +329,8 @@ class Evaluate:
         print_summary(summary, title=f"{dataset.name}, {len(ground_truth.videos)} of {len(dataset)} {media}")
         if note is not None:
             print_lines(note)
+        if self.write_threshold:
+            self._write_threshold(summary.best_scores)
         written = [metrics_file]
         if self.report:
             written.append(self.out / "report.html")
@@ -333,6 +351,16 @@ class Evaluate:
                 show_progress=True,
             )
         return written
+
+    def _write_threshold(self, best: "BestScores | None") -> None:
+        from clipvis_jax.weights.model_folder import set_min_score
+
+        assert self.model is not None
+        if best is None:
+            print_lines(f"{self.model}: stays as it was, since no result is right")
+            return
+        set_min_score(self.model, float(best.overall.shown))
+        print_lines(f"{self.model}: shows results with a score of {best.overall.shown} or more from now on")
 
     def _burst_official(
         self, dataset: "Dataset", results: "list[Result]", video_ids: "Collection[int]"

@@ -1,6 +1,7 @@
 """The options of commands that name what is found, and what they mean."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from clipvis_jax.errors import InputError
+from clipvis_jax.io.terminal import print_lines
 
 if TYPE_CHECKING:
     from clipvis_jax.inference.segmenter import Background
+
+_MIN_SCORE = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class ClassOptions:
     fewer than 50 classes. FILE: a .txt file with one name per line."""
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 100 for an image)")] = None
     """Number of (track, class) pairs."""
-    min_score: Annotated[float, arg(metavar="SCORE")] = 0.2
+    min_score: Annotated[float | None, arg(metavar="SCORE", help_behavior_hint="(default: the model's, or 0.2)")] = None
     """Leave out pairs with a lower score, 0 to 1; 0 gives exactly the method's results, unless other options
     change them."""
 
@@ -43,10 +47,33 @@ class ClassOptions:
         Raises:
             InputError: One is out of range.
         """
-        if not 0 <= self.min_score <= 1:
+        if self.min_score is not None and not 0 <= self.min_score <= 1:
             raise InputError(f"--min-score {self.min_score}: must be between 0 and 1")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"--top-k {self.top_k}: must be 1 or more")
+
+    def lowest_score(self, model: Path) -> float:
+        """Return from which score on results are kept: what is asked for, what the model folder says, or 0.2."""
+        from clipvis_jax.weights.model_folder import find_model, read_run_defaults
+
+        if self.min_score is not None:
+            return self.min_score
+        stored = read_run_defaults(find_model(model)).min_score
+        return _MIN_SCORE if stored is None else stored
+
+    def classes_for(self, model: Path) -> list[str]:
+        """Return the class names: those given, or the ones that a model was trained on, where its folder says them."""
+        from clipvis_jax.weights.model_folder import find_model, read_run_defaults
+
+        if not self.classes and self.classes_file is None:
+            known = read_run_defaults(find_model(model)).classes
+            if known is not None:
+                print_lines(
+                    f"looks for the {len(known)} classes that the model was trained on; --classes names others",
+                    file=sys.stderr,
+                )
+                return list(known)
+        return self.read_classes()
 
     def read_classes(self) -> list[str]:
         """Return the class names; see ``read_classes``."""

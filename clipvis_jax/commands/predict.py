@@ -30,6 +30,7 @@ class Predict(NamingOptions):
     For example:
       clipvis predict clip.mp4 --model model --classes "dog, puppy" kettle "coffee cup"
       clipvis predict frames/ --model model --classes-file names.txt --out out --every 2
+      clipvis predict clip.mp4 --model runs/mine/model --out out     (the classes that it was trained on)
       clipvis predict footage/ extra.mov "archive/*.mp4" --model model --classes dog --out out
     """
 
@@ -79,7 +80,7 @@ class Predict(NamingOptions):
             from clipvis_jax.io.files import prepare_output_dir
             from clipvis_jax.weights.model_folder import find_model
 
-            classes = self.read_classes()
+            classes = self.classes_for(self.model)
             background = self.read_background()
             self.read_shown(classes)  # a wrong name is told before the work
             sources = find_sources(self.source, results=self.out)
@@ -169,7 +170,7 @@ class Predict(NamingOptions):
                 classes,
                 background=background,
                 top_k=self.top_k,
-                min_score=self.min_score,
+                min_score=self.lowest_score(model),
                 keep_raw=self.save_raw,
                 show_progress=True,
             )

@@ -62,7 +62,7 @@ class Rename(NamingOptions):
                 classes,
                 background=background,
                 top_k=self.top_k,
-                min_score=self.min_score,
+                min_score=self.lowest_score(self.model or Path(run.model)),
                 show_progress=True,
             )
             with predict_outputs.writing_tracks(out, result, run.video, embeddings=self.embeddings) as (stage, written):

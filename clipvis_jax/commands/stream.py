@@ -119,7 +119,7 @@ class Stream(ClassOptions):
             from clipvis_jax.loop.stop_signal import StopSignal
             from clipvis_jax.media.live_frames import LiveFrames
 
-            classes, background = self.read_classes(), self.read_background()
+            classes, background = self.classes_for(self.model), self.read_background()
             arrived, status = Event(), _Status()
             sources = [
                 LiveFrames(source, fps=self.fps, waits=True, arrived=arrived, tell=status.tell)
@@ -185,6 +185,7 @@ class _Live:
         self, options: Stream, segmenter: "Segmenter", state: "VideoState", frames: "LiveFrames", outputs: "_Outputs"
     ) -> None:
         self.frames = frames
+        self._min_score = options.lowest_score(options.model)
         self._options, self._segmenter, self._state, self._outputs = options, segmenter, state, outputs
         self._is_warm, self._saved_s = False, time.monotonic()
 
@@ -200,9 +201,7 @@ class _Live:
             # That may take a minute; the stream begins now.
             self.frames.go_on()
             frame = self.frames.take() or frame._replace(arrived_s=time.monotonic())
-        self._state, tracks = self._segmenter.step(
-            self._state, frame.image, top_k=top_k, min_score=self._options.min_score
-        )
+        self._state, tracks = self._segmenter.step(self._state, frame.image, top_k=top_k, min_score=self._min_score)
         self._outputs.write(frame, seen(tracks), self._state.class_names)
         if time.monotonic() - self._saved_s >= _SAVE_EVERY_S:
             self._saved_s = time.monotonic()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+import jax
 import tyro
 from tyro.conf import arg
 
@@ -53,6 +54,10 @@ class TrainOptions:
     """Folder of another run, to go on from its newest checkpoint in this --workdir."""
     data_root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of all data sets, for data sets given by name."""
+    images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Image folder of --dataset, for one given as an annotation file."""
+    evaluation_images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Image folder of --evaluation.dataset, for one given as an annotation file."""
     scale_optimizer: Annotated[
         Literal["linear", "sqrt"] | None, arg(metavar="{linear,sqrt}", help_behavior_hint="")
     ] = None
@@ -94,6 +99,8 @@ class Train:
         keep_freed_memory()
         enable_compilation_cache()
         task = open_task(self.experiment, options)
+        if isinstance(task, ClipVisTask) and task.scores_of is not None and jax.process_index() == 0:
+            print_lines(f"scores while training are those of {task.scores_of} (--evaluation.limit)")
         settings = config_to_json(self.experiment)
         description = {"config_file": self.path.name, "config": settings, **task.notes(), "versions": versions()}
         is_complete = train(
@@ -124,10 +131,21 @@ def open_task(experiment: Experiment, options: TrainOptions) -> ClipVisTask | Cl
                 "--clip: is for decoders; the pretraining of CLIP begins with random weights, or with the CLIP of "
                 "--init-from"
             )
+        if options.images is not None or options.evaluation_images is not None:
+            raise InputError(
+                "--images, --evaluation-images: are for decoders; the pretraining of CLIP draws its images"
+            )
         return ClipTask(experiment, options.init_from)
     if options.clip is None and options.init_from is None:
         raise InputError("give --clip, for new decoders, or --init-from, to go on with a model's decoders")
-    return ClipVisTask(experiment, clip=options.clip, init_from=options.init_from, data_root=options.data_root)
+    return ClipVisTask(
+        experiment,
+        clip=options.clip,
+        init_from=options.init_from,
+        data_root=options.data_root,
+        images=options.images,
+        evaluation_images=options.evaluation_images,
+    )
 
 
 def _scale_optimizer(path: Path, experiment: Experiment, rule: Literal["linear", "sqrt"]) -> Experiment:
@@ -161,6 +179,8 @@ def parse_with_config(
             f"CONFIG is a Python file that defines 'config', or one that comes with the package: {', '.join(CONFIGS)}. "
             f"'{prog} CONFIG --help' lists the options, with every setting of the configuration among them."
         )
+        if not is_help:
+            print_lines(f"{prog}: error: no configuration given; it comes first", file=sys.stderr)
         text = f"{usage}\n\n{textwrap.fill(explanation, 120)}"
         print_lines(*text.splitlines(), file=sys.stdout if is_help else sys.stderr)
         raise SystemExit(0 if is_help else 2)

@@ -35,6 +35,9 @@ class CatalogEntry:
     drop_frequencies: tuple[str, ...] = ()
 
 
+_ANNOTATIONS = ("annotations.json", "instances.json")
+"""What the annotation file of a data set that is given as a folder is called."""
+
 _CODALAB = "https://codalab.lisn.upsaclay.fr/competitions"
 _YTVIS19_SERVER = Server("CodaLab YouTube-VIS 2019", f"{_CODALAB}/6064")
 _YTVIS21_SERVER = Server("CodaLab YouTube-VIS 2021", f"{_CODALAB}/7680")
@@ -206,7 +209,8 @@ def open_dataset(
 
     Args:
         name_or_path: A name of `CATALOG` or `DRAWN`; or an annotation file, whose format is told from its keys; or a
-            folder that ``clipvis prepare`` wrote, also in an object store. An open data set is returned as it is.
+            folder that holds one called annotations.json or instances.json; or a folder that ``clipvis prepare``
+            wrote, also in an object store. An open data set is returned as it is.
         data_root: The folder with all known data sets; needed for a name of `CATALOG`.
         images: The folder that file names of frames start from. Default: the known one; for an annotation file
             ``JPEGImages`` beside it, or else the folder that it lies in.
@@ -226,12 +230,17 @@ def open_dataset(
             raise InputError(f"data set '{name}': give data_root, the folder that holds the data sets")
         dataset = _open_entry(CATALOG[name], Path(data_root), None if images is None else Path(images), show_progress)
     else:
-        if "://" in name or Path(name).is_dir():
+        beside = [path for path in (Path(name) / file for file in _ANNOTATIONS) if path.is_file()]
+        if not beside and ("://" in name or Path(name).is_dir()):
             # tensorflow-datasets takes a moment to import, which whoever reads published files need not wait for.
             from clipvis_jax.data.prepared import open_prepared  # noqa: PLC0415
 
             return open_prepared(name)
-        dataset = _open_file(Path(name_or_path), None if images is None else Path(images), show_progress)
+        if len(beside) > 1:
+            raise InputError(f"{name}: holds {' and '.join(_ANNOTATIONS)}; name one of them")
+        dataset = _open_file(
+            beside[0] if beside else Path(name_or_path), None if images is None else Path(images), show_progress
+        )
     if check_images:
         dataset.check_images()
     return dataset

@@ -91,6 +91,7 @@ class TrainIterator(BatchStream[HostBatch]):
 
     Attributes:
         num_cut_off: How many instances found no place so far.
+        category_ids: The classes that are trained on.
     """
 
     def __init__(self, source: "_BatchSource", digest: str) -> None:
@@ -106,6 +107,7 @@ class TrainIterator(BatchStream[HostBatch]):
         self._config = config
         self._unreadable: set[tuple[int, int]] = set()
         self.num_cut_off = 0
+        self.category_ids = source.order.category_ids
 
     def get_state(self) -> State:
         """Return where the stream is and what was found broken."""

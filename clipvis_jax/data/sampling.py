@@ -33,14 +33,22 @@ class ExampleOrder:
         repeat_factors: How often each of them occurs in an epoch, on average; at least 1. Fractions are rounded up
             or down at random, anew in every epoch, so epochs differ a little in length.
         seed: The seed of everything random.
+        category_ids: The classes that these videos show.
     """
 
-    def __init__(self, videos: Int[np.ndarray, " n"], repeat_factors: Float[np.ndarray, " n"], seed: int) -> None:
+    def __init__(
+        self,
+        videos: Int[np.ndarray, " n"],
+        repeat_factors: Float[np.ndarray, " n"],
+        seed: int,
+        category_ids: frozenset[int] = frozenset(),
+    ) -> None:
         if len(videos) == 0:
             raise InputError("there is no video to train on")
         self.videos = videos
         self.repeat_factors = repeat_factors
         self.seed = seed
+        self.category_ids = category_ids
         self._ends: list[int] = []
         self._epoch = -1
         self._epoch_ranks = np.zeros(0, int)
@@ -110,7 +118,8 @@ def make_example_order(
             categories.append(present)
     if not videos:
         raise InputError(f"{dataset.name}: no video has an instance to train on; is it a test set?")
-    return ExampleOrder(np.asarray(videos), repeat_factors(categories, repeat_threshold), seed)
+    factors = repeat_factors(categories, repeat_threshold)
+    return ExampleOrder(np.asarray(videos), factors, seed, frozenset(c for present in categories for c in present))
 
 
 def usable_instances(instances: Iterable[Instance]) -> list[Instance]:

@@ -69,37 +69,39 @@ def summarize(
     )
 
 
+def scores_to_json(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Write scores as JSON: 0..1, null where there is no ground truth to compare with."""
+    return {name: None if value < 0 else value for name, value in scores.items()}
+
+
 def summary_to_json(summary: Summary, ground_truth: GroundTruth) -> dict[str, Any]:
     """Write the scores as JSON: 0..1, null where there is no ground truth to compare with."""
-
-    def scores(values: Mapping[str, float]) -> dict[str, float | None]:
-        return {name: None if value < 0 else value for name, value in values.items()}
-
     return {
         "metrics": {
             metrics.protocol: {
-                "stats": scores(metrics.stats),
-                "groups": {name: scores(values) for name, values in metrics.groups.items()},
+                "stats": scores_to_json(metrics.stats),
+                "groups": {name: scores_to_json(values) for name, values in metrics.groups.items()},
                 "categories": [
-                    {"id": number, "name": ground_truth.categories[number].get("name"), **scores(values)}
+                    {"id": number, "name": ground_truth.categories[number].get("name"), **scores_to_json(values)}
                     for number, values in metrics.per_category.items()
                 ],
             }
             for metrics in summary.protocols
         },
         "class_agnostic": {
-            "stats": scores(summary.class_agnostic.stats),
-            "groups": {name: scores(values) for name, values in summary.class_agnostic.groups.items()},
+            "stats": scores_to_json(summary.class_agnostic.stats),
+            "groups": {name: scores_to_json(values) for name, values in summary.class_agnostic.groups.items()},
         },
-        "oracle_names": scores(summary.oracle_names.stats),
-        "oracle_masks": scores(summary.oracle_masks.stats),
-        "best_f1": _best_to_json(summary.best_scores),
+        "oracle_names": scores_to_json(summary.oracle_names.stats),
+        "oracle_masks": scores_to_json(summary.oracle_masks.stats),
+        "best_f1": best_to_json(summary.best_scores),
         "thresholds": THRESHOLDS.tolist(),
         "max_results": [int(name[2:]) for name in summary.main.stats if name[2:].isdecimal() and name[:2] == "AR"],
     }
 
 
-def _best_to_json(best: BestScores | None) -> dict[str, Any] | None:
+def best_to_json(best: BestScores | None) -> dict[str, Any] | None:
+    """Write the best scores, overall and by class, as JSON."""
     if best is None:
         return None
     categories = [{"id": number, **dataclasses.asdict(score)} for number, score in best.per_category.items()]

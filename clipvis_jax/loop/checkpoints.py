@@ -182,6 +182,23 @@ class TrainingCheckpoints:
         """Return the newest step that any process knows a checkpoint of; all processes have to ask."""
         return self._newest_before(sys.maxsize)
 
+    def best(self) -> int | None:
+        """Return the step with the best score of those that have a checkpoint; of equal ones the later."""
+        scored = [step for step in self.steps if step in self._scores]
+        return max(scored, key=lambda step: (self._scores[step], step), default=None)
+
+    def restore_step(self, step: int, abstract_state: Any) -> Restored:
+        """Read the checkpoint of a step; see ``restore``.
+
+        Raises:
+            InputError: There is none that is whole, or it is of another model.
+        """
+        restored = self._read(step, abstract_state) if step in self.steps else None
+        if restored is None:
+            steps = ", ".join(map(str, self.steps)) or "none"
+            raise InputError(f"{self.folder / str(step)}: is no whole checkpoint; the steps that have one: {steps}")
+        return restored
+
     def restore(self, abstract_state: Any) -> Restored | None:
         """Read the newest checkpoint that is whole; what cannot be read is named in a warning and passed over.
 

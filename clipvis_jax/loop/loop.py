@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -35,8 +35,10 @@ class LoopConfig:
         keep_last: How many of the newest checkpoints are kept.
         keep_best: How many of the best by score are kept besides.
         evaluate_every: Compute scores on the evaluation data, and write a checkpoint with them.
+        evaluate_first: Do so before the first step, too.
         picture_every: Draw predictions beside targets.
         stop_after: End after this step as if the run had been stopped; it can be continued. None: at the last step.
+        export: Which state becomes the model: the last one, or the one with the best score, which may be the first.
     """
 
     log_every: int = 20
@@ -44,8 +46,10 @@ class LoopConfig:
     keep_last: int = 3
     keep_best: int = 1
     evaluate_every: int = 0
+    evaluate_first: bool = False
     picture_every: int = 0
     stop_after: int | None = None
+    export: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "keep_best", "evaluate_every", "picture_every"):
@@ -55,6 +59,8 @@ class LoopConfig:
             raise InputError(f"loop.keep_last {self.keep_last}: must be 1 or more")
         if self.stop_after is not None and self.stop_after < 1:
             raise InputError(f"loop.stop_after {self.stop_after}: must be 1 or more")
+        if self.export == "best" and not (self.evaluate_every and self.keep_best):
+            raise InputError("loop.export best: needs scores; set loop.evaluate_every and loop.keep_best to 1 or more")
 
 
 @runtime_checkable  # needed by the type checks in tests
@@ -195,6 +201,7 @@ def train(
         note = write_note(workdir, description or {}, begin.changed) if is_first else {}
         if show_progress and is_first:
             print_lines(begin.place)
+        first_data_state = data.get_state()
         last_step = task.num_steps if config.stop_after is None else min(task.num_steps, config.stop_after)
         is_stopped = False
         with (
@@ -226,7 +233,9 @@ def train(
                     checkpoints.set_score(step, next(iter(scores.values())))
                 return True
 
-            if first_step and begin.score is None and _is_evaluated(first_step, config, task):
+            if begin.score is None and _is_evaluated(first_step, config, task):
+                if not checkpoints.steps:
+                    checkpoints.save(first_step, state, first_data_state)
                 is_stopped = not evaluate(first_step, state)
             for step in range(first_step + 1, last_step + 1):
                 if is_stopped:
@@ -257,6 +266,9 @@ def train(
         checkpoints.wait()
         is_complete = last_step == task.num_steps and not is_stopped
         if is_complete:
+            best = checkpoints.best() if config.export == "best" else None
+            if best is not None and best != last_step:
+                state = checkpoints.restore_step(best, task.abstract_state()).state
             task.export(state, workdir / "model", {**(source or {}), **note})
         wait_for_all("trained")
     return is_complete
@@ -267,6 +279,8 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def _is_evaluated(step: int, config: LoopConfig, task: Task) -> bool:
+    if not step:
+        return config.evaluate_first
     return _is_due(step, config.evaluate_every) or (config.evaluate_every > 0 and step == task.num_steps)
 
 

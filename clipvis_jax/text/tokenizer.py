@@ -36,6 +36,8 @@ _NUM_MERGES = 49152 - 256 - 2
 _KNOWN_WORDS = "known_words"  # in tokenizer_config.json
 _MAX_BYTES = 2**25
 """Of a file; CLIP's own have 1 to 4 MB."""
+_RARE = 3
+"""A word of so many pieces was seldom seen in CLIP's training."""
 _TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"]
 
 # CLIP's own pattern ignores case. In lower-case text that is seen twice: the long s (U+017F) counts as an s,
@@ -114,6 +116,15 @@ class ClipTokenizer:
             return []
         words = [word for word, _ in _word_splitter().pre_tokenize_str(clean_text(text))]
         return [word for word in words if word not in self.known_words and word.strip(",.")]
+
+    def rare_words(self, text: str) -> list[str]:
+        """List the words of a text that are not among the known ones, or that take three pieces or more.
+
+        Most words of captions are one piece of CLIP's vocabulary, or two.
+        """
+        words = [word for word, _ in _word_splitter().pre_tokenize_str(clean_text(text))]
+        unknown = set(self.unknown_words(text))
+        return [word for word in words if word in unknown or len(self._pieces(word)) >= _RARE]
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer in transformers' format, to be read by ``load_tokenizer`` without a network."""

@@ -53,6 +53,11 @@ class OptimizerConfig:
                 raise InputError(f"optimizer.{name} {getattr(self, name)}: give at least 0 and less than 1")
         if list(self.drop_steps) != sorted(set(self.drop_steps)):
             raise InputError(f"optimizer.drop_steps {self.drop_steps}: give them in rising order")
+        if self.drop_steps and self.drop_steps[-1] > self.num_steps:
+            raise InputError(
+                f"optimizer.drop_steps {self.drop_steps}: lie beyond the {self.num_steps} steps of the training "
+                "(optimizer.num_steps); give earlier ones, or none"
+            )
 
 
 def scale_to_batch(

@@ -137,7 +137,10 @@ class ClipVisExperiment:
 
 
 class ClipVisTask:
-    """A ``loop.loop.Task``: trains decoders, new ones or those of a model folder, under a frozen CLIP."""
+    """A ``loop.loop.Task``: trains decoders, new ones or those of a model folder, under a frozen CLIP.
+
+    ``scores_of`` says, where it is not all of the evaluation data, what scores are computed on.
+    """
 
     def __init__(
         self,
@@ -146,6 +149,8 @@ class ClipVisTask:
         clip: Path | None = None,
         init_from: Path | None = None,
         data_root: Path | None = None,
+        images: Path | None = None,
+        evaluation_images: Path | None = None,
     ) -> None:
         """Open the model folders and the data.
 
@@ -154,12 +159,14 @@ class ClipVisTask:
             clip: A model folder whose CLIP is used; None: that of ``init_from``.
             init_from: A model folder whose decoders to begin with; None: random ones.
             data_root: Folder of all data sets, for data sets given by name.
+            images: Image folder of the data to train on, if given as an annotation file.
+            evaluation_images: The same for the data that scores are computed on.
 
         Raises:
             InputError: Neither folder is given, one or the data cannot be used, or sizes are not the experiment's.
         """
         self._experiment = experiment
-        self._data_root = data_root
+        self._data_root, self._evaluation_images = data_root, evaluation_images
         self._folder, self._sources = _open_folders(experiment, clip, init_from)
         self._model = ClipVis(self._folder.config)
         self._mesh = make_mesh(experiment.fsdp)
@@ -175,11 +182,15 @@ class ClipVisTask:
         self._flops: float | None = None
         self._draw = jax.jit(self._predict_first, out_shardings=replicated(self._mesh))
         self._segmenter: Segmenter | None = None
-        self._dataset = open_dataset(experiment.dataset, data_root)
+        self._category_ids: frozenset[int] = frozenset()
+        self._dataset = open_dataset(experiment.dataset, data_root, images)
         check_for_training(self._dataset)
+        self.scores_of: str | None = None
         if experiment.loop.evaluate_every:
             # Now, and not after hours of training.
-            self._open_evaluation_dataset()
+            evaluated, count = self._open_evaluation_dataset()
+            if count < len(evaluated):
+                self.scores_of = f"the first {count} of the {len(evaluated)} {evaluated.info.media} of {evaluated.name}"
         self.num_steps = experiment.optimizer.num_steps
         self.batch_size = experiment.data.batch_size
         decoders = "random decoders" if init_from is None else f"the decoders of {init_from}"
@@ -207,13 +218,15 @@ class ClipVisTask:
 
     def open_data(self) -> TrainIterator:
         """Start the stream of batches."""
-        return make_train_iterator(
+        iterator = make_train_iterator(
             self._dataset,
             self._experiment.data,
             seed=self._experiment.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        self._category_ids = iterator.category_ids
+        return iterator
 
     def put(self, batch: HostBatch) -> TrainingBatch:
         """Put a batch on the devices."""
@@ -313,18 +326,22 @@ class ClipVisTask:
         )
 
     def _run_defaults(self) -> RunDefaults:
-        """Return how the model is run: as it was scored, and with the names of its data set or of where it began."""
+        """Return how the model is run: as it was scored, and with the names of its data set or of where it began.
+
+        A threshold that was found for other weights is none for these.
+        """
         begin, inference = self._folder.run_defaults, self._experiment.evaluation.inference
         background = self._dataset.info.background
         return RunDefaults(
             begin.size if inference.size is None else inference.size,
             begin.max_size if inference.size is None else inference.max_size,
             begin.background if background is None else background,
+            classes=tuple(c.name for c in self._dataset.categories if c.id in self._category_ids) or None,
         )
 
     def _open_evaluation_dataset(self) -> tuple[Dataset, int]:
         config = self._experiment.evaluation
-        dataset = open_dataset(config.dataset, self._data_root)
+        dataset = open_dataset(config.dataset, self._data_root, self._evaluation_images)
         check_held_out(dataset)
         if not dataset.has_annotations:
             raise InputError(f"evaluation.dataset {dataset.name}: has no annotations to score against")

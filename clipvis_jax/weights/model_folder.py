@@ -60,11 +60,15 @@ class RunDefaults:
         size: Shorter side of the network's input, in pixels; None: the method's.
         max_size: Limit of the longer side, where there is a size.
         background: The model's own background names (see ``text.background``); None: everyday things.
+        min_score: The score from which on results are worth showing, 0..1; None: nobody has found out.
+        classes: The names of the classes that it was trained on; None: they are not known.
     """
 
     size: int | None = None
     max_size: int = 1333
     background: tuple[str, ...] | None = None
+    min_score: float | None = None
+    classes: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +110,51 @@ def run_defaults_from_json(data: dict[str, Any]) -> RunDefaults:
     Raises:
         TypeError, ValueError: They cannot be that.
     """
-    size, max_size, names = data.get("size"), data.get("max_size", RunDefaults.max_size), data.get("background")
+    size, max_size, min_score = data.get("size"), data.get("max_size", RunDefaults.max_size), data.get("min_score")
     numbers = {type(size), type(max_size)} == {int}
     if size is not None and not (numbers and STRIDE <= size <= max_size <= MAX_INPUT_SIDE):
         raise ValueError(f"size {size}, max_size {max_size}: give numbers of pixels from {STRIDE} to {MAX_INPUT_SIDE}")
-    if names is None:
-        return RunDefaults(size, max_size)
-    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise TypeError("background: a list of names expected")
-    return RunDefaults(size, max_size, tuple(names))
+    if min_score is not None and not (type(min_score) in (int, float) and 0 <= min_score <= 1):
+        raise ValueError(f"min_score {min_score}: give a number from 0 to 1")
+    names = {field: data.get(field) for field in ("background", "classes")}
+    for field, value in names.items():
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(name, str) and name.strip() for name in value)
+        ):
+            raise TypeError(f"{field}: a list of names expected")
+    tuples = {field: None if value is None else tuple(value) for field, value in names.items()}
+    min_score = None if min_score is None else float(min_score)
+    return RunDefaults(size, max_size, tuples["background"], min_score, tuples["classes"])
+
+
+def read_run_defaults(folder: Path) -> RunDefaults:
+    """Read how a model is run, without opening it; what is wrong with its folder is for ``load_model`` to say."""
+    try:
+        return run_defaults_from_json(json.loads((folder / "config.json").read_bytes())["inference"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return RunDefaults()
+
+
+def set_min_score(folder: Path, min_score: float) -> None:
+    """Note in a model folder from which score on results are worth showing, 0..1; all else stays.
+
+    The folder is replaced as a whole, so that its manifest always fits.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    folder = folder.resolve()
+    try:
+        with _temporary_folder(folder) as temporary:
+            new = temporary / "new"
+            shutil.copytree(folder, new)
+            description = json.loads((new / "config.json").read_bytes())
+            description["inference"] = description.get("inference", {}) | {"min_score": min_score}
+            (new / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            (new / MANIFEST).write_text(json.dumps(_digests(new), indent=2) + "\n", encoding="utf-8")
+            _move_into_place(new, folder, old=temporary / "old")
+    except (OSError, shutil.Error) as error:
+        raise InputError(f"{folder}: cannot be written ({first_line(error)}); check space and rights") from error
 
 
 def hash_variables(variables: Variables) -> str:

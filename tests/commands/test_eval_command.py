@@ -20,12 +20,14 @@ from tiny import tiny_model_folder
 from clipvis_jax.cli import main
 from clipvis_jax.data.catalog import open_dataset
 from clipvis_jax.errors import InputError
+from clipvis_jax.evaluation.best_score import BestScore, BestScores, ScoreCurves
 from clipvis_jax.evaluation.inputs import GroundTruth, Video, parse_results
 from clipvis_jax.evaluation.submission import write_submission
 from clipvis_jax.inference.dataset_run import DatasetFrames, RunFolder, order_by_size, predict_dataset
 from clipvis_jax.inference.loading import load
 from clipvis_jax.inference.segmenter import InferenceConfig
 from clipvis_jax.masks.resize import encode_rle
+from clipvis_jax.weights.model_folder import load_model
 
 SIZE = "64"
 
@@ -102,6 +104,32 @@ def test_overlays_may_be_asked_for_later(finished, annotations, model, tmp_path)
     after = {path.name: path.stat().st_mtime_ns for path in [*out.glob("videos/*"), *out.glob("overlays/*")]}
     assert {name for name in after if after[name] != before.get(name)} == {"000001.json", "11.mp4"}
     assert (out / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_a_threshold_is_noted_in_the_model_and_a_limit_told(finished, annotations, model, capsys, monkeypatch):
+    """No video is computed again: the run is a finished one."""
+    out, own = finished, finished.parent / "model"
+    shutil.copytree(model, own)
+    config = finished.parent / "config.py"
+    config.write_text(
+        "from clipvis_jax.training.task import *\n"
+        f"evaluation = EvaluationConfig({str(annotations)!r}, limit=1, inference=InferenceConfig(size={SIZE}))\n"
+        "config = ClipVisExperiment(evaluation=evaluation)\n"
+    )
+    found = {"best": None}
+    monkeypatch.setattr("clipvis_jax.evaluation.summary.find_best_scores", lambda *_: found["best"])
+    command = ["eval", str(config), "--model", str(own), "--out", str(out), "--no-report", "--write-threshold"]
+    assert main(command) == 0
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "has evaluation.limit 1, which is for scores while training; here all 3 are evaluated" in said
+    assert "stays as it was, since no result is right" in said
+    assert load_model(own).run_defaults.min_score is None
+    curve = np.zeros(101)
+    found["best"] = BestScores(BestScore(0.4329, 0.5, 0.5, 0.5), {}, ScoreCurves(curve, curve, curve))
+    assert main(command) == 0
+    assert load_model(own).run_defaults.min_score == 0.432
+    assert main(["eval", "--metrics-only", str(out / "results.json"), "--write-threshold"]) == 2
+    assert "--write-threshold: needs --model" in capsys.readouterr().err
 
 
 def test_another_model_or_setting_is_refused(finished, annotations, model, capsys):

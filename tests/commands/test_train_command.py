@@ -26,6 +26,7 @@ from clipvis_jax.loop.log import read_log
 from clipvis_jax.training.task import ClipVisTask
 from clipvis_jax.weights.model_folder import hash_variables, load_model, save_model
 
+NO_DROP = ["--optimizer.drop-steps"]
 CONFIGS = sorted(path.stem for path in (TRAIN.parent / "configs").glob("*.py"))
 
 
@@ -120,7 +121,7 @@ def test_preemption_saves_and_goes_on(whole, cache, config, clip, tmp_path):
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     stopped_at = int(checkpoint.name)
     assert read_log(tmp_path)[-1]["step"] == stopped_at
-    finish(start(cache, config, *options, "--optimizer.num-steps", stopped_at + 1))
+    finish(start(cache, config, *options, "--optimizer.num-steps", stopped_at + 1, *NO_DROP))
     assert read_log(tmp_path)[-1]["step"] == stopped_at + 1
 
 
@@ -147,7 +148,7 @@ def test_processes_that_cannot_work_together(cache, config, clip, tmp_path, opti
 @pytest.mark.slow
 def test_fine_tuning_starts_from_a_models_decoders(cache, config, clip, tmp_path):
     """AdamW's first step moves no parameter by more than the learning rate, decay apart; random ones lie far off."""
-    finish(start(cache, config, "--workdir", tmp_path, "--init-from", clip, "--optimizer.num-steps", 1))
+    finish(start(cache, config, "--workdir", tmp_path, "--init-from", clip, "--optimizer.num-steps", 1, *NO_DROP))
     (record,) = read_log(tmp_path)
     rate = record["learning_rate"]
     assert rate == pytest.approx(1e-4)
@@ -256,6 +257,13 @@ def test_optimizer_for_another_batch_size():
         Train.parse([str(TRAIN.parent / "configs" / "shapes_clip.py"), *options, "sqrt"])
 
 
+def test_a_missing_configuration_is_told(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--workdir", "x"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("clipvis train: error: no configuration given; it comes first\n")
+
+
 def test_help_without_a_configuration(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["train", "--help"])
@@ -299,6 +307,8 @@ def test_values_of_another_type(config, capsys, options, message):
             "have other sizes than those of the configuration",
         ),
         (["--init-from", "CLIP", "--query-decoder.num-queries", "1"], "of these, only num_queries may be larger"),
+        (["--clip", "CLIP", "--optimizer.num-steps", "3"], "optimizer.drop_steps (4,): lie beyond the 3 steps"),
+        (["--clip", "CLIP", "--images", "missing"], "missing: is not a folder"),
         (["--clip", "CLIP", "--fsdp", "3"], "fsdp 3: must divide the number of devices, which is 8"),
         (["--clip", "CLIP", "--data.batch-size", "3"], "must be a multiple of"),
         (

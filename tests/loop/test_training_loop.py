@@ -119,6 +119,42 @@ def steps_in(workdir):
         return checkpoints.steps
 
 
+@pytest.mark.parametrize("best_step", [0, 4, 6])
+def test_the_best_state_becomes_the_model_also_when_it_is_the_first(tmp_path, best_step):
+    task = ToyTask(num_steps=6)
+    task.evaluate = lambda state, folder: {"AP": float(state["seen"] == best_step)}
+    assert run(task, tmp_path, evaluate_every=2, evaluate_first=True, export="best", keep_last=1)
+    assert task.exported[0] == expected(best_step)
+    scores = {record["step"]: record["evaluation/AP"] for record in read_log(tmp_path) if "evaluation/AP" in record}
+    assert scores == {step: float(step == best_step) for step in (0, 2, 4, 6)}
+    # The same again does nothing but export.
+    again = ToyTask(num_steps=6)
+    assert run(again, tmp_path, evaluate_every=2, evaluate_first=True, export="best", keep_last=1)
+    assert (again.batches, again.evaluated, again.exported[0]) == ([], [], expected(best_step))
+
+
+def test_scores_before_the_first_step_are_made_up_for(tmp_path):
+    """Stopped while it computes them, the run has the checkpoint of step 0 and computes them when it goes on."""
+    task = ToyTask(num_steps=2)
+
+    def stopped(state, folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    task.evaluate = stopped
+    assert not run(task, tmp_path, evaluate_every=2, evaluate_first=True)
+    assert (steps_in(tmp_path), task.batches) == ([0], [])
+    task = ToyTask(num_steps=2)
+    assert run(task, tmp_path, evaluate_every=2, evaluate_first=True)
+    assert task.evaluated == ["step_0000000", "step_0000002"]
+    assert task.exported[0] == expected(2)
+
+
+def test_the_best_state_needs_scores():
+    with pytest.raises(InputError, match=r"^loop.export best: needs scores; set loop.evaluate_every"):
+        LoopConfig(export="best")
+
+
 def test_whole_run(tmp_path):
     task = ToyTask()
     assert run(task, tmp_path, log_every=2, checkpoint_every=4, evaluate_every=3, picture_every=5) is True

@@ -112,6 +112,7 @@ def test_scaling_keeps_the_number_of_images():
         {"weight_decay": -0.1},
         {"beta2": 1.0},
         {"drop_steps": (5, 3)},
+        {"drop_steps": (5, 8), "num_steps": 7},
     ],
     ids=str,
 )

@@ -1,5 +1,6 @@
 """Model folders: what is written is read again; damage and failures are noticed and leave nothing behind."""
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -38,7 +39,9 @@ from clipvis_jax.weights.model_folder import (
     config_from_json,
     config_to_json,
     load_model,
+    read_run_defaults,
     save_model,
+    set_min_score,
 )
 from clipvis_jax.weights.published_sizes import BACKBONES, TEXT_TOWERS, infer_config
 
@@ -116,8 +119,13 @@ def test_a_folder_says_how_it_is_run(made: Path, tmp_path: Path) -> None:
     whole = load_model(made)
     assert whole.run_defaults == RunDefaults(background=())
     parts = whole.config, whole.clip_vars, whole.params, whole.tokenizer
-    save_model(tmp_path / "new", *parts, source={}, run_defaults=RunDefaults(64, 2000, ("sky", "sea")))
-    assert load_model(tmp_path / "new").run_defaults == RunDefaults(64, 2000, ("sky", "sea"))
+    defaults = RunDefaults(64, 2000, ("sky", "sea"), classes=("dog", "cat"))
+    save_model(tmp_path / "new", *parts, source={}, run_defaults=defaults)
+    assert load_model(tmp_path / "new").run_defaults == defaults
+    set_min_score(tmp_path / "new", 0.43)
+    defaults = dataclasses.replace(defaults, min_score=0.43)
+    assert load_model(tmp_path / "new").run_defaults == defaults == read_run_defaults(tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
     segmenter = clipvis_jax.load(tmp_path / "new", config=InferenceConfig(window=2))
     assert segmenter.config == InferenceConfig(size=64, max_size=2000, window=2)
     assert segmenter.start(["dog"], background="auto", keep_frames=False).background == ("sky", "sea")
@@ -128,7 +136,7 @@ def test_a_folder_says_how_it_is_run(made: Path, tmp_path: Path) -> None:
     assert main(["export", str(tmp_path / "new"), "--out", str(file)]) == 0
     tokenizer = ["--tokenizer", str(made / "tokenizer")]
     assert main(["convert", "--checkpoint", str(file), "--out", str(again), *tokenizer]) == 0
-    assert load_model(again).run_defaults == RunDefaults(64, 2000, ("sky", "sea"))
+    assert load_model(again).run_defaults == defaults
     edit(inference=DELETE)(again)
     (again / MANIFEST).unlink()
     with pytest.warns(UserWarning, match=r"has no manifest.json, as folders of older versions"):
