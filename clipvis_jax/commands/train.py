@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ class TrainOptions:
     ] = None
     """For another --data.batch-size than the configuration's: adapt steps and warm-up, for the same number of epochs,
     and the learning rate, which grows with the batch or with its square root."""
+    profile: Annotated[str | None, arg(metavar="FIRST:END", help_behavior_hint="")] = None
+    """Trace these steps with JAX's profiler, the end left out, into profile/ of --workdir, for TensorBoard: 10:13."""
     distributed: DistributedConfig = DistributedConfig()
     """Several processes train together; --workdir must be a folder that all of them see."""
 
@@ -95,6 +98,7 @@ class Train:
             InputError: An option, the model, the data or the folder of the run cannot be used.
         """
         options = self.options
+        profile = None if options.profile is None else profiled_steps(options.profile)
         start_processes(options.distributed)
         keep_freed_memory()
         enable_compilation_cache()
@@ -110,6 +114,7 @@ class Train:
             resume_from=options.resume,
             description=description,
             source={"trained_by": f"clipvis_jax {__version__}", "device": device()},
+            profile=profile,
         )
         if is_complete:
             print_lines(f"trained {task.num_steps} steps; wrote {options.workdir / 'model'}")
@@ -146,6 +151,18 @@ def open_task(experiment: Experiment, options: TrainOptions) -> ClipVisTask | Cl
         images=options.images,
         evaluation_images=options.evaluation_images,
     )
+
+
+def profiled_steps(text: str) -> range:
+    """Read a range of steps, FIRST:END, the end left out.
+
+    Raises:
+        InputError: It is none, or empty.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,8}):([1-9]\d{0,8})", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise InputError(f"--profile {text}: give the first step and the first that is left out, such as 10:13")
+    return range(int(found[1]), int(found[2]))
 
 
 def _scale_optimizer(path: Path, experiment: Experiment, rule: Literal["linear", "sqrt"]) -> Experiment:

@@ -21,6 +21,7 @@ from clipvis_jax.io.prefetch import prefetch
 from clipvis_jax.io.terminal import print_lines
 from clipvis_jax.loop.checkpoints import TrainingCheckpoints
 from clipvis_jax.loop.log import SCORE_PREFIX, TrainingLog
+from clipvis_jax.loop.profile import StepProfile
 from clipvis_jax.loop.run_folder import changed_settings, lock_folder, write_note
 from clipvis_jax.loop.stop_signal import StopSignal
 
@@ -163,6 +164,7 @@ def train(
     resume_from: Path | None = None,
     description: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
+    profile: range | None = None,
     show_progress: bool = True,
 ) -> bool:
     """Train, from where the run stands.
@@ -179,6 +181,7 @@ def train(
         description: What the run depends on, as JSON; kept in ``run.json`` and in the trained model, together with the
             names of what has changed since the run began.
         source: What else the trained model says of where it comes from.
+        profile: Steps of which JAX's profiler writes a trace into ``profile`` of the first process's run.
         show_progress: Say where the run begins, and show a progress bar with the time left.
 
     Returns:
@@ -208,6 +211,7 @@ def train(
             TrainingLog(workdir, first_step=first_step, is_scored=begin.score is not None, enabled=is_first) as log,
             closing(prefetch(_batches(data), 1)) as batches,
             StopSignal() as stop,
+            StepProfile(workdir / "profile", profile if is_first else None) as profiled,
             tqdm(
                 total=task.num_steps,
                 initial=first_step,
@@ -240,12 +244,14 @@ def train(
             for step in range(first_step + 1, last_step + 1):
                 if is_stopped:
                     break
+                profiled.begin(step)
                 with reporter.timed("data"):
                     host_batch, data_state = next(batches)
                     batch = task.put(host_batch)
                 # The first one is compiled meanwhile.
                 with reporter.timed("other" if step == first_step + 1 else "step"):
                     state, metrics = task.step(state, batch)
+                profiled.end(step, metrics)
                 # The numbers of the step before are read while the device computes this one.
                 reporter.settle()
                 reporter.add(step, metrics)

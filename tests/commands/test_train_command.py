@@ -19,7 +19,7 @@ from training_processes import TRAIN, assert_same_bits, finish, losses_of, pictu
 
 import clipvis_jax
 from clipvis_jax.cli import main
-from clipvis_jax.commands.train import Train
+from clipvis_jax.commands.train import Train, profiled_steps
 from clipvis_jax.config import load_config
 from clipvis_jax.errors import InputError
 from clipvis_jax.loop.log import read_log
@@ -262,6 +262,13 @@ def test_a_missing_configuration_is_told(capsys):
         main(["train", "--workdir", "x"])
     assert exit_.value.code == 2
     assert capsys.readouterr().err.startswith("clipvis train: error: no configuration given; it comes first\n")
+
+
+def test_steps_to_profile():
+    assert profiled_steps("10:13") == range(10, 13)
+    for wrong in ("10", "13:10", "5:5", "0:3", "a:b", "1:2:3"):
+        with pytest.raises(InputError, match=f"--profile {wrong}: give the first step"):
+            profiled_steps(wrong)
 
 
 def test_help_without_a_configuration(capsys):

@@ -434,3 +434,21 @@ def test_log_that_is_not_enabled_writes_nothing(tmp_path):
         log.write(1, {"loss": 1.0})
         log.picture(1, "a", np.zeros((2, 2, 3), np.uint8))
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("last", [3, 9])
+def test_steps_are_profiled(tmp_path, monkeypatch, last):
+    traced = []
+    task = ToyTask(num_steps=4, on_step=lambda step: traced.append((step, is_on[-1])))
+    is_on = [False]
+    monkeypatch.setattr(jax.profiler, "start_trace", is_on.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: is_on.append(False))
+    assert train(task, LoopConfig(), tmp_path, profile=range(2, last), show_progress=False)
+    folder = tmp_path / "profile"
+    assert traced == [(step, folder if 2 <= step < last else False) for step in range(1, 5)]
+    assert is_on == [False, folder, False]
+
+
+def test_a_profile_is_written(tmp_path):
+    assert train(ToyTask(num_steps=3), LoopConfig(), tmp_path, profile=range(2, 3), show_progress=False)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
