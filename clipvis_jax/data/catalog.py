@@ -230,8 +230,9 @@ def open_dataset(
             raise InputError(f"data set '{name}': give data_root, the folder that holds the data sets")
         dataset = _open_entry(CATALOG[name], Path(data_root), None if images is None else Path(images), show_progress)
     else:
-        beside = [path for path in (Path(name) / file for file in _ANNOTATIONS) if path.is_file()]
-        if not beside and ("://" in name or Path(name).is_dir()):
+        is_folder = Path(name).is_dir()
+        beside = [path for path in (Path(name) / file for file in _ANNOTATIONS) if is_folder and path.is_file()]
+        if not beside and ("://" in name or is_folder):
             # tensorflow-datasets takes a moment to import, which whoever reads published files need not wait for.
             from clipvis_jax.data.prepared import open_prepared  # noqa: PLC0415
 
