@@ -79,7 +79,9 @@ COMMANDS = {
     "compile-check": Command("compile_check", "CompileCheck", "Compile a training step for TPUs or GPUs, without any."),
     "prepare": Command("prepare", "Prepare", "Write a data set, images included, into a few large files.", True),
     "shapes": Command("shapes", "Shapes", "Draw videos of the Shapes world, with full ground truth.", True),
-    "app": Command("app", "App", "Serve a page on which videos are segmented and tracks renamed."),
+    "app": Command(
+        "app", "App", "Serve a page on which videos are segmented, and tracks renamed, looked at and downloaded."
+    ),
     "demo": Command("demo", "Demo", "Run the bundled model on the bundled clip."),
 }
 
