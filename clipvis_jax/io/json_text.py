@@ -62,8 +62,10 @@ def decode(text: Any, kind: Any, where: str, advice: str | None = None) -> Any:
         name = message.removeprefix("Object missing required field ")
         message = f"{where} has no '{name}'" if name != message else f"{where.removesuffix(':')}: {message}"
         raise InputError(message + (f"; {advice}" if advice else "")) from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        message, _, place = str(error).removeprefix("JSON is malformed: ").partition(" (byte ")
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        # msgspec before 0.23 lets Python's own error through, which counts from the beginning of the string.
+        said = "Invalid UTF-8 encoded string" if isinstance(error, UnicodeDecodeError) else str(error)
+        message, _, place = said.removeprefix("JSON is malformed: ").partition(" (byte ")
         size = len(memoryview(text))
         byte = int(place.rstrip(")")) if place else size
         near = bytes(memoryview(text)[max(0, byte - 20) : byte + 20]).decode("utf-8", "replace")
