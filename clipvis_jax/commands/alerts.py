@@ -7,6 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Full, Queue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _WAITING = 16
 """Alerts that wait for the address, each with its picture; more are dropped."""
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = _LAST_WAIT_S = 10.0
 _CROP_SIDE = 512
 
 
@@ -67,6 +68,7 @@ class Alerts:
         self._frames: dict[int, int] = {}
         self._fired: dict[tuple[int, int, int], int] = {}
         self._waiting: Queue[dict[str, Any] | None] = Queue(_WAITING)
+        self._queued = self._done = 0  # each is counted by one thread
         self._thread = Thread(target=self._send_all, name="webhook", daemon=True)
 
     def __enter__(self) -> "Alerts":
@@ -74,11 +76,11 @@ class Alerts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with suppress(Full):
             self._waiting.put(None, timeout=1)
-        except Full:
-            return
-        self._thread.join(timeout=_TIMEOUT_S)
+            self._thread.join(timeout=_LAST_WAIT_S)
+        if unsent := self._queued - self._done:
+            self._tell(f"webhook: too slow; alerts that are not sent at the end: {unsent}")
 
     def check(self, source: int, frame: "LiveFrame", tracks: "Sequence[LiveTrack]") -> None:
         """Look at the tracks that show in a source's newest frame; returns at once."""
@@ -118,6 +120,7 @@ class Alerts:
         }
         try:
             self._waiting.put_nowait(alert)
+            self._queued += 1
         except Full:
             self._tell("webhook: too slow, so an alert is not sent")
 
@@ -134,6 +137,7 @@ class Alerts:
                 reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
                 code = f"{error.code} " if isinstance(error, urllib.error.HTTPError) else ""
                 self._tell(f"webhook: an alert could not be sent ({code}{reason})")
+            self._done += 1
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

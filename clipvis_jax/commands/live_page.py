@@ -2,9 +2,11 @@
 
 import html
 import io
+import re
 import socket
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
 from socketserver import TCPServer, ThreadingMixIn
 from threading import Condition, Lock, Semaphore, Thread
 from typing import Any
@@ -16,6 +18,8 @@ from PIL import Image
 from clipvis_jax.errors import InputError
 
 _CONNECTIONS = 64
+_REPEAT_S = 5.0
+"""After so long without a new picture the last is sent again: only that finds out that a viewer has gone."""
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>clipvis stream</title>
@@ -62,11 +66,11 @@ class LivePage:
         self._channels = [_Channel() for _ in range(sources)]
 
     def __enter__(self) -> "LivePage":
-        page, channels = self._page, self._channels
+        page, channels, asked_host = self._page, self._channels, self._host
 
         class Handler(_Handler):
             def do_GET(self) -> None:
-                self.answer(page, channels)
+                self.answer(page, channels, asked_host)
 
         try:
             self._server = _Server(self._host, self._port, Handler)
@@ -104,7 +108,7 @@ class _Channel:
     def __init__(self) -> None:
         self._changed, self._encoding = Condition(), Lock()
         self._number, self._picture_u8 = 0, np.zeros((1, 1, 3), np.uint8)
-        self._encoded = 0, b""
+        self._encoded = -1, b""
         self.line, self.viewers, self.closed = "null", 0, False
 
     def show(self, picture_u8: np.ndarray | None, line: str) -> None:
@@ -124,9 +128,9 @@ class _Channel:
             self._changed.notify_all()
 
     def next(self, after: int) -> tuple[int, bytes] | None:
-        """Wait for a picture that is newer than one; None at the end."""
+        """Wait for a picture that is newer than one, for 5 seconds, and return the newest; None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._number > after or self.closed)
+            self._changed.wait_for(lambda: self._number > after or self.closed, timeout=_REPEAT_S)
             if self.closed:
                 return None
             number, picture_u8 = self._number, self._picture_u8
@@ -167,15 +171,24 @@ class _Server(ThreadingMixIn, TCPServer):
         """Say nothing: viewers come and go."""
 
 
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
 class _Handler(BaseHTTPRequestHandler):
     timeout = 20  # seconds that a viewer may take for a picture
     error_content_type = "text/plain;charset=utf-8"
     error_message_format = "%(code)d %(message)s\n"
 
-    def answer(self, page: bytes, channels: list[_Channel]) -> None:
-        """Answer a GET."""
-        name, is_loopback = self.headers.get("Host", ""), self.connection.getsockname()[0] in ("127.0.0.1", "::1")
-        if is_loopback and name.rpartition(":")[0] not in ("127.0.0.1", "localhost", "[::1]"):
+    def answer(self, page: bytes, channels: list[_Channel], asked_host: str) -> None:
+        """Answer a GET, on the loopback only if it was sent there by an address, or the name that is served."""
+        name = re.sub(r":\d*$", "", self.headers.get("Host", "")).lower()  # a browser leaves out port 80
+        is_known = name in ("localhost", asked_host.lower()) or _is_loopback(name.strip("[]"))
+        if _is_loopback(self.connection.getsockname()[0]) and not is_known:
             self.send_error(403, "Forbidden host")
             return
         path = self.path.partition("?")[0]

@@ -65,7 +65,8 @@ class Stream(ClassOptions):
     """Keep the tracks there, every 30 seconds and at the end, and go on with those that are there, with their numbers.
     Of several sources, each gets a number: FILE-0.npz."""
     http: Annotated[int | None, arg(metavar="PORT", help_behavior_hint="")] = None
-    """Show the stream on a page, http://127.0.0.1:PORT, to any number of viewers; 0: at a free port."""
+    """Show the stream on a page, http://127.0.0.1:PORT, over up to 64 connections, one per viewer and source; 0: at a
+    free port."""
     host: Annotated[str, arg(metavar="HOST")] = "127.0.0.1"
     """Where the page is served. 0.0.0.0 lets everybody in the network look; there is no password."""
     alert: Annotated[tuple[str, ...], arg(metavar="NAME:SCORE [NAME:SCORE ...]", help_behavior_hint="")] = ()
