@@ -20,6 +20,7 @@ from clipvis_jax.data.frames import decode_frame
 from clipvis_jax.data.importing import IMPORTERS
 from clipvis_jax.inference.results import Track, TrackMasks, VideoResult
 from clipvis_jax.masks.resize import encode_rle
+from clipvis_jax.media.video_decoder import VideoDecoder
 from clipvis_jax.media.video_writer import VideoWriter
 
 HEIGHT, WIDTH = 24, 40
@@ -248,9 +249,12 @@ def test_cvat_xml_of_a_video(cvat_video, tmp_path, capsys):
     dataset, found = content(tmp_path / "again" / "annotations.json")
     assert_same(found, expected_of_video())
     assert dataset[0].file_names[1] == "clip_é/b.png"
+    (cvat_video / "images" / "a.png").rename(cvat_video / "images" / "b10.png")
+    (cvat_video / "images" / "b.png").rename(cvat_video / "images" / "b2.png")
+    assert "images: it is not known how CVAT sorted these names" in failing(capsys, tmp_path, "cvat-xml", cvat_video)
 
 
-def test_cvat_xml_of_pictures(tmp_path):
+def test_cvat_xml_of_pictures(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "task"
     write_picture(folder / "images" / "b" / "a.jpg")
     shapes = """
@@ -271,6 +275,17 @@ def test_cvat_xml_of_pictures(tmp_path):
     assert abs(ball.sum() - np.pi * 64) < 8
     assert abs(rows.mean() - 11.5) < 0.5
     assert abs(columns.mean() - 29.5) < 0.5
+
+    def error_of(*images):
+        write(folder / "annotations.xml", f"<annotations>{''.join(images)}</annotations>")
+        return failing(capsys, tmp_path, "cvat-xml", folder)
+
+    # The size is compared before a mask of that size is made.
+    large = image.replace(f'width="{WIDTH}" height="{HEIGHT}"', 'width="32768" height="32768"')
+    assert "a.jpg: is 40x24 pixels, but its annotations are for 32768x32768" in error_of(large)
+    assert "a.jpg: belongs to both " in error_of(image, image)
+    monkeypatch.setattr("clipvis_jax.data.importing.found.MAX_PIXELS", HEIGHT * WIDTH - 1)
+    assert "a.jpg: is 40 x 24 pixels, more than 959" in error_of(image)
 
 
 @pytest.mark.parametrize(
@@ -393,9 +408,11 @@ def test_label_studio_as_coco(tmp_path):
     assert_same(content(tmp_path / "out" / "annotations.json")[1], {(0, "dog", None): [box_mask(2, 3, 10, 5)]})
 
 
-def test_label_studio_of_a_video(tmp_path):
+def test_label_studio_of_a_video(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "studio"
     folder.mkdir()
+    header = property(lambda self: 9, lambda self, value: None)  # a little wrong
+    monkeypatch.setattr(VideoDecoder, "length", header, raising=False)
     with VideoWriter(folder / "clip.mp4", HEIGHT, WIDTH, 10.0) as writer:
         for value in range(8):
             writer.write(np.full((HEIGHT, WIDTH, 3), 30 * value, np.uint8))
@@ -403,12 +420,14 @@ def test_label_studio_of_a_video(tmp_path):
     def track(label, *keys):
         sides = {"y": 25, "width": 25, "height": 50, "rotation": 0, "time": 0.1}
         sequence = [{"frame": frame, "x": x, "enabled": enabled} | sides for frame, x, enabled in keys]
-        value = {"framesCount": 8, "duration": 0.8, "sequence": sequence, "labels": [label]}
+        value = {"framesCount": 9, "duration": 0.8, "sequence": sequence, "labels": [label]}
         return {"id": label, "type": "videorectangle", "from_name": "box", "to_name": "video", "value": value}
 
-    result = [track("cat", (2, 0, True), (4, 10, False), (6, 50, False)), track("dog", (5, 75, True))]
-    data = {"video": "http://host/data/local-files/?d=films/clip.mp4"}
-    path = write(folder / "p.json", [{"id": 1, "data": data, "annotations": [{"result": result}]}])
+    gone = ((4, 10, False), (6, 40, False), (6, 50, False))  # of two keys at a frame the last counts
+    result = [track("cat", (2, 0, True), *gone), track("dog", (5, 75, True))]
+    data = {"title": "a film", "film": "http://host/data/local-files/?d=films/clip.mp4"}
+    task = {"id": 1, "data": data, "annotations": [{"result": result}]}
+    path = write(folder / "p.json", [task])
     bring_in("labelstudio", path, "--out", tmp_path / "out")
     dataset, found = content(tmp_path / "out" / "annotations.json")
     none = box_mask(0, 0, 0, 0)
@@ -416,6 +435,10 @@ def test_label_studio_of_a_video(tmp_path):
     assert_same(found, {(0, "cat", 0): boxes, (0, "dog", 1): [none] * 3 + [box_mask(30, 6, 10, 12)] * 4})
     assert dataset[0].file_names[0] == "clip/frame_000001.jpg"
     assert np.mean(Image.open(io.BytesIO(dataset.read_frame(0, 0)))) == pytest.approx(30, abs=3)
+    write(path, [task, task])
+    assert "frame 1 belongs to both " in failing(capsys, tmp_path, "labelstudio", path)
+    monkeypatch.setattr("clipvis_jax.data.importing.label_studio._MAX_BOXES", 5)
+    assert "result 1: is more than 5 boxes with those before" in failing(capsys, tmp_path, "labelstudio", path)
 
 
 @pytest.mark.parametrize(
@@ -446,6 +469,7 @@ def test_label_studio_files_that_cannot_be_used(studio, capsys):
 
     assert "'none.jpg' is not in " in error_of(lambda d: d[0]["data"].update(image="http://x/none.jpg"))
     assert "'..' is not in " in error_of(lambda d: d[0]["data"].update(image="../.."))
+    assert "'a.jpg' is not in " in error_of(lambda d: d[0]["data"].update(image="http://[/a.jpg"))
     assert "data names no picture or video" in error_of(lambda d: d[0].update(data={"id": 1}))
     assert "give Label Studio's JSON (not JSON-MIN)" in error_of(lambda d: d[0].pop("annotations"))
     first = document[0]["annotations"][1]["result"][0]
@@ -457,14 +481,42 @@ def test_label_studio_files_that_cannot_be_used(studio, capsys):
     )
 
 
+def test_pictures_of_one_name_in_several_folders(tmp_path, capsys):
+    """As much of the address counts as there are folders; a picture is never taken for two tasks."""
+    tasks = []
+    for index, name in enumerate(("cam1/0001.jpg", "cam2/0001.jpg")):
+        write_picture(tmp_path / "pictures" / name, seed=index)
+        value = {"x": 25, "y": 25, "width": 25 * (index + 1), "height": 50, "rectanglelabels": ["cat"]}
+        annotation = {"result": [{"type": "rectanglelabels", "value": value}]}
+        tasks.append(
+            {"data": {"image": f"/data/local-files/?d={'x' * 300}/pictures/{name}"}, "annotations": [annotation]}
+        )
+    path = write(tmp_path / "p.json", tasks)
+    bring_in("labelstudio", path, "--images", tmp_path / "pictures", "--out", tmp_path / "out")
+    dataset, found = content(tmp_path / "out" / "annotations.json")
+    assert_same(found, {(i, "cat", None): [box_mask(10, 6, 10 * (i + 1), 12)] for i in range(2)})
+    for index in range(2):
+        source = tmp_path / "pictures" / f"cam{index + 1}" / "0001.jpg"
+        assert dataset.read_frame(index, 0) == source.read_bytes()
+    error = failing(capsys, tmp_path, "labelstudio", path, "--images", tmp_path / "pictures" / "cam1")
+    assert f"0001.jpg: belongs to both {path}: task 0 and {path}: task 1" in error
+
+
 def test_one_video_for_several_tasks_or_for_pictures(cvat_task, cvat_video, tmp_path, capsys):
     with VideoWriter(tmp_path / "clip.mp4", HEIGHT, WIDTH, 10.0) as writer:
         for value in range(0, 240, 20):
             writer.write(np.full((HEIGHT, WIDTH, 3), value, np.uint8))
     clip = ("--images", tmp_path / "clip.mp4")
     assert "is one video, but the source has 2" in failing(capsys, tmp_path, "cvat-coco", cvat_task, cvat_task, *clip)
+    shutil.copytree(cvat_task, tmp_path / "other")
+    frames = ("--images", cvat_task / "images" / "default")
+    error = failing(capsys, tmp_path, "cvat-coco", cvat_task, tmp_path / "other", *frames)
+    assert "frame_000000.PNG: belongs to both " in error
     path = cvat_task / "annotations" / "instances_default.json"
-    path.write_text(path.read_text().replace("track_id", "other"))
+    text = path.read_text()
+    path.write_text(text.replace("frame_000010", "left_000005"))
+    assert "clip.mp4: frame 5 belongs to both " in failing(capsys, tmp_path, "cvat-coco", cvat_task, *clip)
+    path.write_text(text.replace("track_id", "other"))
     assert "is a video, but the source has no tracks" in failing(capsys, tmp_path, "cvat-coco", cvat_task, *clip)
     write(cvat_video / "annotations.xml", CVAT_VIDEO.replace('frame="6"', 'frame="60"'))
     assert "clip.mp4: has no frame 60" in failing(capsys, tmp_path, "cvat-xml", cvat_video, *clip)
@@ -537,6 +589,31 @@ def test_kitti_mots(tmp_path):
         assert_same(content(tmp_path / name / "annotations.json")[1], expected)
 
 
+@pytest.mark.parametrize(("name", "first"), [("instances_txt/0002.txt", 0), ("0002/gt/gt.txt", 1)])
+def test_mots_text_of_a_video(name, first, tmp_path, capsys):
+    """KITTI MOTS counts frames from 0, MOTSChallenge from 1; only a labels.txt of the sequence counts."""
+    with VideoWriter(tmp_path / "clip.mp4", HEIGHT, WIDTH, 10.0) as writer:
+        for value in range(0, 240, 60):
+            writer.write(np.full((HEIGHT, WIDTH, 3), value, np.uint8))
+    mask = box_mask(2, 2, 8, 8)
+    lines = [f"{first + n} 2001 2 {HEIGHT} {WIDTH} {encode_rle(mask)['counts']}\n" for n in (1, 3)]
+    path = write(tmp_path / "sequences" / name, "".join(lines))
+    write(tmp_path / "labels.txt", "not\nours\n")
+    clip = ("--images", tmp_path / "clip.mp4")
+    bring_in("mots", path, *clip, "--out", tmp_path / "out")
+    dataset, found = content(tmp_path / "out" / "annotations.json")
+    assert_same(found, {(0, "pedestrian", 1): [mask, box_mask(0, 0, 0, 0), mask]})
+    values = [np.mean(Image.open(io.BytesIO(dataset.read_frame(0, frame)))) for frame in range(3)]
+    np.testing.assert_allclose(values, [60, 120, 180], atol=4)
+    if first:
+        path.write_text(f"0{lines[0][1:]}")
+        assert "has a frame 0, but MOTSChallenge counts from 1" in failing(capsys, tmp_path, "mots", path, *clip)
+    write_picture(tmp_path / "two" / "a_1.png")
+    write_picture(tmp_path / "two" / "b_1.png")
+    error = failing(capsys, tmp_path, "mots", path, "--images", tmp_path / "two")
+    assert "two: pictures end with the same number" in error
+
+
 # --- pictures with polygons
 
 
@@ -569,6 +646,14 @@ def test_yolo(yolo, tmp_path, capsys):
     validation, found = content(tmp_path / "out" / "val" / "annotations.json")
     assert_same(found, {(0, "dog", None): [polygon]})
     assert validation.categories == dataset.categories
+
+
+def test_yolo_with_a_folder_that_is_not_unpacked(yolo, capsys):
+    """The last part of its path leads to other pictures, which are not validated on as well."""
+    shutil.rmtree(yolo / "valid")
+    shutil.move(yolo / "train" / "images", yolo / "images")
+    path = yolo / "data.yaml"
+    assert f"a.jpg: belongs to both {path}: train and {path}: val" in failing(capsys, yolo.parent, "yolo-seg", yolo)
 
 
 def test_yolo_as_ultralytics_writes_it(yolo, tmp_path):
@@ -730,6 +815,9 @@ def test_sources_that_cannot_be_used(cvat_task, yolo, tmp_path, capsys):
         ("data.yaml", "names: [a]\ntrain: ../train/images\n", "line 1 has class 2, which data.yaml does not name"),
         ("data.yaml", "a: &a [1]\nb: &b [*a, *a]\nnames: [*b, *b]\n", "is no data.yaml of YOLO ("),
         ("data.yaml", "[" * 100_000, "is no data.yaml of YOLO ("),
+        ("data.yaml", "names: !!int ''\n", "is no data.yaml of YOLO ("),
+        ("data.yaml", "names: !!bool x\n", "is no data.yaml of YOLO ("),
+        ("data.yaml", "names: !!timestamp x\n", "is no data.yaml of YOLO ("),
         ("data.yaml", "#" * 2**21, "is larger than 1 MiB"),
         ("train/labels/a.txt", "0 0.1 0.2 0.3\n", "line 1 has 3 numbers after the class"),
         ("train/labels/a.txt", "0 1 2 30 4 5 6\n", "line 1 has numbers far outside of 0 to 1"),
@@ -769,10 +857,12 @@ def test_names_are_made_safe(cvat_task, tmp_path):
     """That of a folder is one on any system, also if a number has to follow."""
     odd = tmp_path / ("." + "é" * 126)
     shutil.copytree(cvat_task, odd)
-    bring_in("cvat-coco", odd, odd, "--out", tmp_path / "long")
+    shutil.copytree(odd, tmp_path / "more" / odd.name)
+    bring_in("cvat-coco", odd, tmp_path / "more" / odd.name, "--out", tmp_path / "long")
     assert len(list((tmp_path / "long" / "JPEGImages").iterdir())) == 2
     odd = tmp_path / "a: b?"
     cvat_task.rename(odd)
-    bring_in("cvat-coco", odd, odd, "--out", tmp_path / "out")
+    shutil.copytree(odd, tmp_path / "more" / odd.name)
+    bring_in("cvat-coco", odd, tmp_path / "more" / odd.name, "--out", tmp_path / "out")
     folders = sorted(path.name for path in (tmp_path / "out" / "JPEGImages").iterdir())
     assert folders == ["a_b_", "a_b__2"]

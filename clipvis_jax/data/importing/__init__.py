@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipvis_jax.data.importing.coco_files import read_cvat, read_roboflow
 from clipvis_jax.data.importing.cvat_xml import read_cvat_xml
-from clipvis_jax.data.importing.found import Found
+from clipvis_jax.data.importing.found import Found, check_frames
 from clipvis_jax.data.importing.label_studio import read_label_studio
 from clipvis_jax.data.importing.mask_pictures import read_davis, read_mots
 from clipvis_jax.data.importing.writing import write_found
@@ -57,12 +57,10 @@ def import_annotations(
     notes: Counter[str] = Counter()
     with atomic_folder(out) as folder:
         found = IMPORTERS[format_](sources, images, notes)
-        if any(video.frames[0].number is not None for video in found.videos):
-            path = found.videos[0].frames[0].path
-            if not found.is_video:
-                raise InputError(f"{path}: is a video, but the source has no tracks; give the folder of the pictures")
-            if len(found.videos) > 1 and images == path:
-                raise InputError(f"{path}: is one video, but the source has {len(found.videos)}; import each by itself")
+        first = found.videos[0].frames[0] if found.videos else None
+        if first is not None and first.number is not None and first.path == images and len(found.videos) > 1:
+            raise InputError(f"{images}: is one video, but the source has {len(found.videos)}; import each by itself")
+        check_frames(found)
         counts = write_found(found, folder, link=link, show_progress=show_progress)
     written = [f"wrote {out / name}: {text}" for name, text in counts.items()]
     return written + [f"{note}: {count}" for note, count in notes.items()]

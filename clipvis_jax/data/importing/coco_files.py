@@ -13,7 +13,7 @@ import msgspec
 
 from clipvis_jax.data.formats import COCO, recognize_format
 from clipvis_jax.data.formats.parts import read_category
-from clipvis_jax.data.importing.found import Found, FoundVideo, FrameFile, Pictures
+from clipvis_jax.data.importing.found import Found, FoundVideo, FrameFile, Pictures, check_size
 from clipvis_jax.data.json_file import JsonFile
 from clipvis_jax.data.records import Instance, VideoRecord
 from clipvis_jax.errors import InputError
@@ -156,8 +156,10 @@ def add_coco(
         crowds: Whether ``iscrowd`` means what it says.
 
     Raises:
-        InputError: A picture is missing, or a mask is damaged.
+        InputError: A picture is missing or of another size, or a mask is damaged.
     """
+    if not found.is_video:
+        pictures.check_no_video()
     found.labels.extend(file.labels.values())
     groups: dict[object, list[VideoRecord]] = {}
     for image in file.images.values():
@@ -173,6 +175,7 @@ def add_coco(
         frames: list[FrameFile] = [
             pictures.find(image.file_names[0], f"{file.path}: image {image.id}") for image in images
         ]
+        check_size(frames, (images[0].height, images[0].width))
         title = name if len(groups) == 1 or not found.is_video else f"{name}_{group}"
         video = FoundVideo(title, frames, sizes.pop(), notes, split)
         found.videos.append(video)

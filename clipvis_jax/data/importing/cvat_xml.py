@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from clipvis_jax.data.importing.coco_files import find_files
-from clipvis_jax.data.importing.found import BOXES, Found, FoundVideo, FrameFile, Pictures, size_of
+from clipvis_jax.data.importing.found import BOXES, Found, FoundVideo, FrameFile, Pictures, check_size, size_of
 from clipvis_jax.data.importing.shapes import OTHERS, box, ellipse, rotated
 from clipvis_jax.errors import InputError, show
 from clipvis_jax.masks.rle import MAX_SIDE
@@ -152,8 +152,11 @@ def read_cvat_xml(sources: list[Path], images: Path | None, notes: Counter[str])
             continue
         for image, shapes in document.images:
             folders = (root / "images" / (image.subset or "default"), root / "images", root)
-            frames = [Pictures(images, *folders).find(image.name, f"{document.path}: image {show(image.name)}")]
+            pictures = Pictures(images, *folders)
+            pictures.check_no_video()
+            frames = [pictures.find(image.name, f"{document.path}: image {show(image.name)}")]
             picture = FoundVideo(image.name, frames, (image.height, image.width), notes)
+            check_size(frames, picture.size)
             for number, (kind, shape, where) in enumerate(shapes):
                 if (mask := _mask(kind, shape, picture.size, where, notes)) is not None:
                     picture.add(number, shape.label, 0, mask, where)
@@ -207,11 +210,17 @@ def _frames(document: _Document, shown: set[int], pictures: Pictures) -> dict[in
     if not numbers:
         raise InputError(f"{document.path}: shows no instance in any frame; nothing to import")
     if pictures.video is not None:
-        return {number: pictures.frame(number) for number in numbers}
-    named = {Path(frame.name).stem: frame for frame in pictures.all}
-    frames = {number: named[name] for number in numbers if (name := f"frame_{number:06d}") in named}
-    if not frames and len(pictures.all) == len(numbers):
-        return dict(zip(numbers, pictures.all, strict=True))
+        return {number: pictures.frame(number, str(document.path)) for number in numbers}
+    files = {path.stem: FrameFile(path.name, path, str(document.path)) for path in pictures.all}
+    frames = {number: files[name] for number in numbers if (name := f"frame_{number:06d}") in files}
+    if not frames and len(files) == len(numbers):
+        # CVAT sorts names as text unless told otherwise, and the file does not say.
+        if sorted(pictures.all) != pictures.all:
+            raise InputError(
+                f"{pictures.all[0].parent}: it is not known how CVAT sorted these names, as 10 may come before 2; "
+                "rename them with leading zeros, or export COCO 1.0, which has the names"
+            )
+        return dict(zip(numbers, files.values(), strict=True))
     for number in sorted(shown - frames.keys()):
         pictures.find(f"frame_{number:06d}.png", f"{document.path}: frame {number}")  # says where it is missing
     return frames

@@ -15,7 +15,7 @@ from clipvis_jax.data.importing import shapes
 from clipvis_jax.errors import InputError, show
 from clipvis_jax.masks.resize import encode_rle
 from clipvis_jax.masks.rle import measure, to_counts
-from clipvis_jax.media.images import IMAGE_SUFFIXES, image_size, natural_order
+from clipvis_jax.media.images import IMAGE_SUFFIXES, MAX_PIXELS, check_pixels, image_size, natural_order
 from clipvis_jax.media.video_reader import open_frames
 
 BOXES = "boxes that became rectangular masks"
@@ -28,11 +28,13 @@ class FrameFile(NamedTuple):
     Attributes:
         name: What it will be called.
         path: The picture, or the video that it is a frame of.
+        where: What messages call the record that it belongs to.
         number: Its number in the video, from 0; None for a picture.
     """
 
     name: str
     path: Path
+    where: str
     number: int | None = None
 
 
@@ -160,26 +162,31 @@ class Pictures:
         """
         name = file_name(name, where)
         if self.video is not None:
-            return self.frame(number_of(name, where), Path(name).stem)
+            return self.frame(number_of(name, where), where, Path(name).stem)
         for folder in self.folders:
             path = folder / name
             found = path if path.is_file() else self._by_stem(path.parent).get(path.stem)
             if found is not None:
-                return FrameFile(found.name, found)
+                return FrameFile(found.name, found, where)
         looked = f"is not in {' or '.join(map(str, self.folders))}" if self.folders else "has no folder to look in"
         raise InputError(f"{where}: its picture {show(name)} {looked}; say where the pictures (or the video) are")
 
-    def frame(self, number: int, stem: str | None = None) -> FrameFile:
+    def frame(self, number: int, where: str, stem: str | None = None) -> FrameFile:
         """Return a frame of the video."""
         assert self.video is not None
-        return FrameFile(f"{stem or f'frame_{number:06d}'}.jpg", self.video, number)
+        return FrameFile(f"{stem or f'frame_{number:06d}'}.jpg", self.video, where, number)
+
+    def check_no_video(self) -> None:
+        """Raise InputError if it is a video: records without tracks need pictures."""
+        if self.video is not None:
+            raise InputError(f"{self.video}: is a video, but the source has no tracks; give the folder of the pictures")
 
     @cached_property
-    def all(self) -> list[FrameFile]:
+    def all(self) -> list[Path]:
         """All pictures of the first folder that has any, in natural order."""
         for folder in self.folders:
             if paths := self._by_stem(folder):
-                return [FrameFile(path.name, path) for path in sorted(paths.values(), key=natural_order)]
+                return sorted(paths.values(), key=natural_order)
         return []
 
     def _by_stem(self, folder: Path) -> dict[str, Path]:
@@ -209,10 +216,43 @@ def size_of(frames: Sequence[FrameFile], where: str) -> tuple[int, int]:
     Raises:
         InputError: They differ, or one cannot be read.
     """
+    sizes = _sizes(frames)
+    if len(sizes) != 1:
+        names = " and ".join(path.name for path in list(sizes.values())[:2])
+        raise InputError(f"{where}: {names} differ in size; make them one size")
+    return next(iter(sizes))
+
+
+def check_size(frames: Sequence[FrameFile], size: tuple[int, int]) -> None:
+    """Raise InputError if a frame has another height or width than its annotations, or cannot be read."""
+    for own, path in _sizes(frames).items():
+        if own != size:
+            raise InputError(
+                f"{path}: is {own[1]}x{own[0]} pixels, but its annotations are for {size[1]}x{size[0]}; give the "
+                "pictures (or the video) that were annotated"
+            )
+
+
+def _sizes(frames: Sequence[FrameFile]) -> dict[tuple[int, int], Path]:
+    """Return an example of every height and width, none of which is too large to be decoded."""
     if frames[0].number is not None:
         video = open_frames(frames[0].path)
-        return video.height, video.width
-    sizes = {image_size(frame.path): frame.name for frame in frames}
-    if len(sizes) != 1:
-        raise InputError(f"{where}: {' and '.join(list(sizes.values())[:2])} differ in size; make them one size")
-    return next(iter(sizes))
+        return {(video.height, video.width): frames[0].path}
+    sizes: dict[tuple[int, int], Path] = {}
+    for frame in frames:
+        height, width = image_size(frame.path)
+        check_pixels(width, height, str(frame.path), MAX_PIXELS)
+        sizes.setdefault((height, width), frame.path)
+    return sizes
+
+
+def check_frames(found: Found) -> None:
+    """Raise InputError if a picture, or a frame of a video, belongs to two records."""
+    known: dict[tuple[Path, int | None], FrameFile] = {}
+    for frame in (frame for video in found.videos for frame in video.frames):
+        other = known.setdefault((frame.path.absolute(), frame.number), frame)
+        if other is not frame:
+            what = f"{frame.path}: " + ("" if frame.number is None else f"frame {frame.number} ")
+            raise InputError(
+                f"{what}belongs to both {other.where} and {frame.where}; leave one out, or give each its own pictures"
+            )

@@ -5,6 +5,7 @@ By hand: its own converter needs its SDK, and knows no tracks with masks.
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -18,9 +19,14 @@ from clipvis_jax.errors import InputError, show
 from clipvis_jax.io.json_text import decode, read_json
 from clipvis_jax.masks.brush import decode_brush
 from clipvis_jax.media.images import IMAGE_SUFFIXES
-from clipvis_jax.media.video_reader import open_frames
+from clipvis_jax.media.video_reader import FrameSelection, open_frames
 
 _FURTHER = "further annotations of a task that were left out"
+_MAX_BOXES = 2 * 10**6
+"""Of all videos; every one becomes a mask."""
+_MAX_DEPTH = 16
+"""Folders above a picture that are compared with its address."""
+_VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
 _KINDS = {
     "brushlabels": "brush",
     "polygonlabels": "polygon",
@@ -123,7 +129,7 @@ def _read_task(task: _Task, path: Path, where: str, images: Path | None, notes: 
     file = _file(task, path, images, where)
     if file.suffix.lower() not in IMAGE_SUFFIXES:
         return _read_video(file, [(value, place) for _, value, place in results], where, notes)
-    frames = [FrameFile(file.name, file)]
+    frames = [FrameFile(file.name, file, where)]
     picture = FoundVideo(file.stem, frames, size_of(frames, where), notes)
     for number, (result, value, place) in enumerate(results):
         if result.type == "videorectangle":
@@ -139,25 +145,38 @@ def _read_task(task: _Task, path: Path, where: str, images: Path | None, notes: 
 
 
 def _file(task: _Task, path: Path, images: Path | None, where: str) -> Path:
-    """Find the picture or video of a task by the last part of its address.
+    """Find the picture or video of a task by its address, of which as many of the last parts count as there are.
 
     Label Studio puts eight digits before the names of uploaded files.
     """
-    texts = [value for value in task.data.values() if isinstance(value, str)]
-    preferred = [value for key in ("video", "image") if isinstance(value := task.data.get(key), str)]
-    if not texts:
+    known = [task.data.get(key) for key in ("video", "image")]
+    addresses = [_parts(value) for value in (*known, *task.data.values()) if isinstance(value, str)]
+    if not addresses:
         raise InputError(f"{where}: data names no picture or video; correct the file")
-    address = urlsplit((preferred or texts)[0])
-    local = parse_qs(address.query).get("d", [])  # /data/local-files/?d=folder/a.jpg
-    name = (local[0] if local else unquote(address.path)).replace("\\", "/").rsplit("/", 1)[-1]
-    names = [name, name[9:]] if name[8:9] == "-" else [name]
     if images is not None and images.is_file():
         return images
+    named = (parts for parts in addresses if parts[-1].lower().endswith((*IMAGE_SUFFIXES, *_VIDEO_SUFFIXES)))
+    *above, name = next(named, addresses[0])
+    names = [name, name[9:]] if name[8:9] == "-" else [name]
     folders = [path.parent, path.parent / "images"] if images is None else [images]
-    for place in (folder / name for folder in folders for name in names if name not in ("", "..")):
-        if place.is_file():
-            return place
+    for start in range(len(above) + 1 if name not in ("", "..") else 0):
+        for place in (folder.joinpath(*above[start:], name) for folder in folders for name in names):
+            with suppress(OSError):  # a part of an address may be too long for a name
+                if place.is_file():
+                    return place
     raise InputError(f"{where}: {show(name)} is not in {folders[-1]}; say where the pictures or videos are")
+
+
+def _parts(address: str) -> list[str]:
+    """Return the last folders of an address, and the file's name."""
+    try:
+        parts = urlsplit(address)
+        local = parse_qs(parts.query).get("d", [])  # /data/local-files/?d=folder/a.jpg
+        path = local[0] if local else unquote(parts.path)
+    except ValueError:  # it is no address
+        path = address
+    *above, name = path.replace("\\", "/").split("/")
+    return [*[part for part in above if part not in ("", ".", "..")][-_MAX_DEPTH:], name]
 
 
 def _label(labels: list[str], where: str) -> str:
@@ -185,26 +204,33 @@ def _mask(kind: str, value: _Value, size: tuple[int, int], where: str) -> Any:
 
 
 def _read_video(path: Path, results: list[tuple[_Value, str]], where: str, notes: Counter[str]) -> FoundVideo:
-    source = open_frames(path)
+    ends = [value.frames_count for value, _ in results] or [1]
+    source = open_frames(path, FrameSelection(end=max(ends) if all(ends) else None))
     size = source.height, source.width
-    tracks = []
+    length = max(number for number, _ in source) + 1  # what the header says may be a little wrong
+    shown: set[int] = set()
+    total = notes[BOXES]
     for value, place in results:
-        length = min(value.frames_count or 10**6, source.expected_frames or 10**6)
-        tracks.append((_label(value.labels, place), dict(_boxes(value, length)), place))
-    shown = [number for _, boxes, _ in tracks for number in boxes]
+        for number, _ in _boxes(value, length):
+            shown.add(number)
+            total += 1
+            if total > _MAX_BOXES:
+                raise InputError(f"{place}: is more than {_MAX_BOXES:,} boxes with those before; import fewer at once")
     numbers = range(min(shown), max(shown) + 1) if shown else range(1)
-    frames = [FrameFile(f"frame_{number:06d}.jpg", path, number) for number in numbers]
+    frames = [FrameFile(f"frame_{number:06d}.jpg", path, where, number) for number in numbers]
     video = FoundVideo(path.stem, frames, size, notes)
-    for key, (label, boxes, place) in enumerate(tracks):
-        for number, value in boxes.items():
+    for key, (value, place) in enumerate(results):
+        label = _label(value.labels, place)
+        for number, shape in _boxes(value, length):
             notes[BOXES] += 1
-            video.add(key, label, number - numbers.start, _mask("box", value, size, place), place, track_id=key)
+            video.add(key, label, number - numbers.start, _mask("box", shape, size, place), place, track_id=key)
     return video
 
 
 def _boxes(value: _Value, length: int) -> Iterator[tuple[int, _Value]]:
     """Yield frame (from 0) and box of a track, between two of its keys in a straight line."""
-    keys = sorted(value.sequence, key=lambda key: key.frame)
+    length = min(value.frames_count or length, length)
+    keys = sorted({key.frame: key for key in value.sequence}.values(), key=lambda key: key.frame)
     for index, key in enumerate(keys):
         following = keys[index + 1] if index + 1 < len(keys) else None
         stop = (following.frame if following else length + 1) if key.enabled else key.frame + 1

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from clipvis_jax.data.importing.found import Found, FoundVideo, Pictures, number_of, size_of
+from clipvis_jax.data.importing.found import Found, FoundVideo, FrameFile, Pictures, number_of, size_of
 from clipvis_jax.errors import InputError, show
 from clipvis_jax.io.json_text import read_json
 from clipvis_jax.masks.rle import MAX_SIDE
@@ -179,8 +179,9 @@ def _text_files(source: Path) -> list[Path]:
     return []
 
 
-def _mots_labels(folder: Path, source: Path) -> list[str]:
-    """Return the classes of the nearest labels.txt, or else those of KITTI MOTS and MOTSChallenge."""
+def _mots_labels(folder: Path, root: Path) -> list[str]:
+    """Return the classes of the nearest labels.txt up to a root, or else those of KITTI MOTS and MOTSChallenge."""
+    folder, root = folder.resolve(), root.resolve()
     for place in (folder, *folder.parents):
         path = place / "labels.txt"
         if path.is_file():
@@ -188,7 +189,7 @@ def _mots_labels(folder: Path, source: Path) -> list[str]:
                 return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
             except UnicodeDecodeError as error:
                 raise InputError(f"{path}: is not UTF-8; save it as that") from error
-        if place == source:
+        if place == root:
             break
     return _MOTS_CLASSES
 
@@ -220,16 +221,22 @@ def _add_text(found: Found, path: Path, source: Path, images: Path | None, notes
     name = root.name if is_challenge else path.stem
     folders = [root / "img1"] if is_challenge else [root.parent / part / name for part in ("images", "image_02")]
     pictures = Pictures(images, *folders, root / "images").below(name)
-    labels = _mots_labels(path.parent, source)
+    labels = _mots_labels(path.parent, source if source.is_dir() else root)
     found.labels.extend(labels)
     lines = list(_lines(path))
     if not lines:
         raise InputError(f"{path}: holds no mask; give another file")
     if pictures.video is not None:
         numbers = [line.frame for line in lines]
-        frames = {number: pictures.frame(number) for number in range(min(numbers), max(numbers) + 1)}
+        start = 1 if is_challenge else 0  # KITTI MOTS counts from 0
+        if min(numbers) < start:
+            raise InputError(f"{path}: has a frame 0, but MOTSChallenge counts from 1; correct it")
+        frames = {n: pictures.frame(n - start, str(path)) for n in range(min(numbers), max(numbers) + 1)}
     else:
-        frames = {number_of(frame.name, str(frame.path)): frame for frame in pictures.all}
+        files = [FrameFile(picture.name, picture, str(path)) for picture in pictures.all]
+        frames = {number_of(file.name, str(file.path)): file for file in files}
+        if len(frames) < len(files):
+            raise InputError(f"{files[0].path.parent}: pictures end with the same number; give each frame one picture")
     if not frames:
         raise InputError(f"{path}: has no folder of pictures beside it; say where the pictures (or the video) are")
     video = FoundVideo(name, list(frames.values()), size_of(list(frames.values()), str(path)), notes)

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from clipvis_jax.data.importing.found import Found, FoundInstance, FoundVideo, FrameFile
 from clipvis_jax.errors import InputError
-from clipvis_jax.media.images import image_size
 from clipvis_jax.media.video_reader import open_frames
 
 ANNOTATIONS, IMAGES = "annotations.json", "JPEGImages"
@@ -42,7 +41,7 @@ def write_found(found: Found, folder: Path, *, link: bool = False, show_progress
         By the annotation files' names below the folder, what they hold.
 
     Raises:
-        InputError: There is nothing to write, or a picture cannot be read or has another size than the annotations.
+        InputError: There is nothing to write, or a picture cannot be copied or a frame not be decoded.
     """
     used = dict.fromkeys(instance.label for video in found.videos for instance in video.instances)
     if not used:
@@ -87,21 +86,14 @@ def _write_images(
         targets = [below / _unique(_safe(frame.name), names) for frame in video.frames]
         if video.frames[0].number is None:
             for frame, target in zip(video.frames, targets, strict=True):
-                _place(frame.path, target, video.size, link=link)
+                _place(frame.path, target, link=link)
                 bar.update()
         else:
-            _decode(video.frames, targets, video.size, bar)
+            _decode(video.frames, targets, bar)
         yield [target.relative_to(folder).as_posix() for target in targets]
 
 
-def _place(source: Path, target: Path, size: tuple[int, int], *, link: bool) -> None:
-    """Copy or link a picture, if it is one and has the right size."""
-    own = image_size(source)
-    if own != size:
-        raise InputError(
-            f"{source}: is {own[1]}x{own[0]} pixels, but its annotations are for {size[1]}x{size[0]}; give the "
-            "pictures that were annotated"
-        )
+def _place(source: Path, target: Path, *, link: bool) -> None:
     if link:
         try:
             os.link(source.resolve(), target)
@@ -113,17 +105,12 @@ def _place(source: Path, target: Path, size: tuple[int, int], *, link: bool) -> 
         shutil.copyfile(source, target)
 
 
-def _decode(frames: list[FrameFile], targets: list[Path], size: tuple[int, int], bar: tqdm) -> None:
+def _decode(frames: list[FrameFile], targets: list[Path], bar: tqdm) -> None:
     """Write frames of a video as JPEG files."""
     path = frames[0].path
     wanted = {frame.number: target for frame, target in zip(frames, targets, strict=True)}
     for number, image in open_frames(path):
         if number in wanted:
-            if image.shape[:2] != size:
-                raise InputError(
-                    f"{path}: is {image.shape[1]}x{image.shape[0]} pixels, but its annotations are for "
-                    f"{size[1]}x{size[0]}; give the video that was annotated"
-                )
             Image.fromarray(image).save(wanted.pop(number), "JPEG", quality=_QUALITY, subsampling=0)
             bar.update()
         if not wanted:

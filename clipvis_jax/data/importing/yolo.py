@@ -47,7 +47,7 @@ def read_yolo(sources: list[Path], images: Path | None, notes: Counter[str]) -> 
                 if not pictures and split != "test":  # which exports name also where they have none
                     raise InputError(f"{path}: {split} is {show(place)}, which is not below {roots[0]}; complete it")
                 for picture in pictures:
-                    frames = [FrameFile(picture.name, picture)]
+                    frames = [FrameFile(picture.name, picture, f"{path}: {split}")]
                     video = FoundVideo(split, frames, size_of(frames, str(picture)), notes, split)
                     _add_lines(video, _label_file(picture, roots), names)
                     found.videos.append(video)
@@ -71,7 +71,8 @@ def _load(path: Path) -> _Data:
         raise InputError(f"{path}: is larger than 1 MiB; give a file with names, train and val")
     try:
         return msgspec.yaml.decode(path.read_bytes(), type=_Data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    # What the YAML package makes of odd tags gets through some versions of msgspec.
+    except (msgspec.DecodeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).replace("`", "").split())[:200]
         raise InputError(f"{path}: is no data.yaml of YOLO ({reason}); correct it") from error
 
