@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +23,9 @@ _METRICS_ADVICE = "give the metrics.json of 'clipvis eval'"
 class Push:
     """Upload a model to the Hugging Face hub, with a model card.
 
-    'hf auth login' logs in. Parameters go there as safetensors. Every command takes hf://ORG/NAME for the model folder
-    then, and hf://ORG/NAME@REVISION for a branch, tag or commit.
+    'hf auth login' logs in. Parameters go there as safetensors, with the settings and data set names of the training;
+    of paths only the last part. Every command takes hf://ORG/NAME for the model folder then, and hf://ORG/NAME@REVISION
+    for a branch, tag or commit.
 
     For example:
       clipvis push runs/lvis_r50/model my-org/clipvis-lvis-r50 --metrics eval/lvvis_val/metrics.json --license mit
@@ -51,6 +51,7 @@ class Push:
             InputError: An option, the model or the metrics cannot be used, or the hub refuses; nothing was uploaded.
         """
         with stopping_at_once():
+            from clipvis_jax.io.files import scratch_folder
             from clipvis_jax.weights.hub import parse_address, push_folder
             from clipvis_jax.weights.model_folder import load_model, save_for_hub
 
@@ -61,12 +62,27 @@ class Push:
                 raise InputError(f"--license {self.license}: give its name on the hub, such as mit or apache-2.0")
             metrics = None if self.metrics is None else _read_metrics(self.metrics)
             model = load_model(self.model)
-            with tempfile.TemporaryDirectory(prefix="clipvis-push-") as folder:
-                save_for_hub(Path(folder), model)
-                card = model_card(address.repository, model, metrics=metrics, license_name=self.license)
-                (Path(folder) / "README.md").write_text(card, encoding="utf-8")
-                commit = push_folder(Path(folder), address.repository, private=self.private)
+            model = dataclasses.replace(model, source=without_folders(model.source))
+        with scratch_folder() as folder:
+            save_for_hub(folder, model)
+            card = model_card(address.repository, model, metrics=metrics, license_name=self.license)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            commit = push_folder(folder, address.repository, private=self.private)
         print_lines(f"pushed {commit}", f"everybody who may read it: --model {address}")
+
+
+def without_folders(note: Any) -> Any:
+    """Return a JSON value in which data sets that are given by a path have its last part alone."""
+    if isinstance(note, list):
+        return [without_folders(value) for value in note]
+    if not isinstance(note, dict):
+        return note
+    return {
+        key: re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+        if key == "dataset" and isinstance(value, str)
+        else without_folders(value)
+        for key, value in note.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,10 @@ from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.io.files import atomic_folder, atomic_path, cache_folder, prepare_output_dir
 
 SUFFIX = ".zip"
-_MEMBER = re.compile(r"(config\.json|manifest\.json|(tokenizer|variables)(/(?!\.\.?(/|$))[\w.-]+)+)", re.ASCII)
-"""The files of a model folder: no path of them leads out of it."""
+_MEMBER = re.compile(
+    r"(config\.json|manifest\.json|model\.safetensors|(tokenizer|variables)(/(?!\.\.?(/|$))[\w.-]+)+)", re.ASCII
+)
+"""The files of a model folder, also of one from the hub: no path of them leads out of it."""
 _MOST_MEMBERS = 10_000
 _TIME = (1980, 1, 1, 0, 0, 0)
 """Of all files, so that the same folder gives the same bytes."""

@@ -14,6 +14,7 @@ from tiny import tiny_model_folder, wordy_state_dict
 
 import clipvis_jax
 from clipvis_jax.cli import main
+from clipvis_jax.commands.push import without_folders
 from clipvis_jax.errors import InputError
 from clipvis_jax.weights.convert import CLIP_PREFIX
 from clipvis_jax.weights.hub import is_address, parse_address
@@ -157,6 +158,8 @@ def test_a_pushed_model_is_fetched_by_address_and_revision_and_offline(model, co
     hub.commit("me/tiny", {"pytorch_model.bin": b"pickle", "tokenizer/evil.py": b"", "config.json": b"{}"})
     hub.fetched.clear()
     assert_equal_models(load_model(f"hf://me/tiny@{first}"), content)
+    assert main(["pack", str(find_model(f"hf://me/tiny@{first}")), str(tmp_path / "packed.zip")]) == 0
+    assert_equal_models(load_model(tmp_path / "packed.zip"), content)
     with pytest.raises(InputError, match=r"config\.json: damaged"):
         load_model(Path("hf://me/tiny"))
     assert {Path(name).suffix for name in hub.fetched} == {".json", ".safetensors"}
@@ -167,6 +170,13 @@ def test_a_pushed_model_is_fetched_by_address_and_revision_and_offline(model, co
     with pytest.raises(InputError, match=r"hf://me/other: not to be had from the Hugging Face hub \(LocalEntry"):
         load_model("hf://me/other")
     assert not hub.fetched
+
+
+def test_paths_of_data_are_not_pushed():
+    note = {"config": {"dataset": "/home/me/secret/cats.json", "evaluation": {"dataset": "C:\\me\\val\\"}}}
+    note |= {"dataset": {"name": "cats", "digest": "1"}, "clip": {"hub": "hf://a/b"}, "steps": [4]}
+    shown = {"config": {"dataset": "cats.json", "evaluation": {"dataset": "val"}}}
+    assert without_folders(note) == note | shown
 
 
 def test_what_the_hub_has_not_or_refuses_is_one_line(model, hub, tmp_path, capsys):
