@@ -37,7 +37,10 @@ class ClassOptions:
     fewer than 50 classes. FILE: a .txt file with one name per line."""
     top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 100 for an image)")] = None
     """Number of (track, class) pairs."""
-    min_score: Annotated[float | None, arg(metavar="SCORE", help_behavior_hint="(default: the model's, or 0.2)")] = None
+    min_score: Annotated[
+        float | None,
+        arg(metavar="SCORE", help_behavior_hint="(default: 0.2, or the model's where no background names take part)"),
+    ] = None
     """Leave out pairs with a lower score, 0 to 1; 0 gives exactly the method's results, unless other options
     change them."""
 
@@ -52,14 +55,20 @@ class ClassOptions:
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"--top-k {self.top_k}: must be 1 or more")
 
-    def lowest_score(self, model: Path) -> float:
-        """Return from which score on results are kept: what is asked for, what the model folder says, or 0.2."""
+    def lowest_score(self, model: Path, classes: Sequence[str], background: "Background") -> float:
+        """Return from which score on results are kept: what is asked for, what the model folder says, or 0.2.
+
+        What the folder says is for scores without background names, which are higher than those with them.
+        """
+        from clipvis_jax.text.background import LONG_VOCABULARY
         from clipvis_jax.weights.model_folder import find_model, read_run_defaults
 
         if self.min_score is not None:
             return self.min_score
-        stored = read_run_defaults(find_model(model)).min_score
-        return _MIN_SCORE if stored is None else stored
+        defaults = read_run_defaults(find_model(model))
+        if background == "auto" and (len(classes) >= LONG_VOCABULARY or defaults.background == ()):
+            background = ()
+        return _MIN_SCORE if background or defaults.min_score is None else defaults.min_score
 
     def classes_for(self, model: Path) -> list[str]:
         """Return the class names: those given, or the ones that a model was trained on, where its folder says them."""

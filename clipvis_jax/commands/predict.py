@@ -170,7 +170,7 @@ class Predict(NamingOptions):
                 classes,
                 background=background,
                 top_k=self.top_k,
-                min_score=self.lowest_score(model),
+                min_score=self.lowest_score(model, classes, background),
                 keep_raw=self.save_raw,
                 show_progress=True,
             )

@@ -46,11 +46,15 @@ class Rename(NamingOptions):
             background, shown = self.read_background(), self.read_shown(classes)
             path = self.raw / "raw.npz" if self.raw.is_dir() else self.raw
             raw, run = predict_outputs.read_raw(path)
+            model = self.model or Path(run.model)
+            # A file from elsewhere is not to decide what is fetched or unpacked.
+            if self.model is None and not (model.is_absolute() and model.is_dir()):
+                raise InputError(f"{path}: was predicted by {run.model}, which is no folder here; give --model")
             frames = run.open_source() if self.overlay else None
             predict_outputs.check_no_overlay(Path(run.source), self.out)
             enable_compilation_cache()
             segmenter = load(
-                self.model or Path(run.model),
+                model,
                 dtype=run.dtype,
                 config=InferenceConfig(scores=ScoreConfig(over=self.scores)),
             )
@@ -62,7 +66,7 @@ class Rename(NamingOptions):
                 classes,
                 background=background,
                 top_k=self.top_k,
-                min_score=self.lowest_score(self.model or Path(run.model)),
+                min_score=self.lowest_score(model, classes, background),
                 show_progress=True,
             )
             with predict_outputs.writing_tracks(out, result, run.video, embeddings=self.embeddings) as (stage, written):

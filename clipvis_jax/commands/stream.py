@@ -186,7 +186,7 @@ class _Live:
         self, options: Stream, segmenter: "Segmenter", state: "VideoState", frames: "LiveFrames", outputs: "_Outputs"
     ) -> None:
         self.frames = frames
-        self._min_score = options.lowest_score(options.model)
+        self._min_score = options.lowest_score(options.model, state.class_names, state.background)
         self._options, self._segmenter, self._state, self._outputs = options, segmenter, state, outputs
         self._is_warm, self._saved_s = False, time.monotonic()
 

@@ -44,7 +44,7 @@ def segment(source: Path, out: Path, selection: FrameSelection | None = None, on
     masks = TrackMasks(size, [encode_rle(np.ones(size, bool))["counts"]] * count)
     result = VideoResult([Track(0, 0, "dog", 0.9, masks)], ("dog",), *size, count, raw=Raw(raw, None))
     facts = {
-        "model": "model",
+        "model": str(source.resolve().parent),
         "dtype": "float32",
         "text_digest": "digest",
         "source": str(source),
@@ -115,6 +115,17 @@ def test_a_changed_source_is_not_drawn_on(change, folder, tmp_path, monkeypatch,
     save_video(tmp_path / "raw.npz", raw, facts | {"source_state": source_state(folder)})
     code = rename(tmp_path / "raw.npz", result, tmp_path / "late", monkeypatch)
     assert code == (0 if change == "other pixels" else 2)
+
+
+@pytest.mark.parametrize("model", ["hf://someone/x", "model.zip", "../model"])
+def test_a_file_does_not_choose_what_is_fetched(model, folder, tmp_path, monkeypatch, capsys):
+    result = segment(folder, tmp_path / "first")
+    raw, facts = load_video(tmp_path / "first" / "raw.npz")
+    save_video(tmp_path / "raw.npz", raw, facts | {"model": model})
+    assert rename(tmp_path / "raw.npz", result, tmp_path / "out", monkeypatch, "--no-overlay") == 2
+    assert f"was predicted by {model}, which is no folder here; give --model" in capsys.readouterr().err
+    options = "--no-overlay", "--model", str(folder)
+    assert rename(tmp_path / "raw.npz", result, tmp_path / "out", monkeypatch, *options) == 0
 
 
 def test_names_that_are_no_text(folder, tmp_path, monkeypatch, capsys):
