@@ -60,7 +60,8 @@ class RunDefaults:
         size: Shorter side of the network's input, in pixels; None: the method's.
         max_size: Limit of the longer side, where there is a size.
         background: The model's own background names (see ``text.background``); None: everyday things.
-        min_score: The score from which on results are worth showing, 0..1; None: nobody has found out.
+        min_score: The score from which on results are worth showing, 0..1, where no background names take part; None:
+            nobody has found out.
         classes: The names of the classes that it was trained on; None: they are not known.
     """
 
@@ -130,9 +131,17 @@ def run_defaults_from_json(data: dict[str, Any]) -> RunDefaults:
 def read_run_defaults(folder: Path) -> RunDefaults:
     """Read how a model is run, without opening it; what is wrong with its folder is for ``load_model`` to say."""
     try:
-        return run_defaults_from_json(json.loads((folder / "config.json").read_bytes())["inference"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return run_defaults_from_json(_read_description(folder)["inference"])
+    except Exception:  # as for load_model
         return RunDefaults()
+
+
+def _read_description(folder: Path) -> Any:
+    """Read config.json, of which nothing is known yet; any error may come of it."""
+    file = folder / "config.json"
+    if file.stat().st_size > _LARGEST_CONFIG:
+        raise ValueError("it is too large")
+    return json.loads(file.read_bytes())
 
 
 def set_min_score(folder: Path, min_score: float) -> None:
@@ -294,9 +303,7 @@ def load_model(folder: str | Path) -> ModelFolder:
         what = "not a model folder (no config.json)" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {what}; make a model folder with 'clipvis convert'")
     try:
-        if config_file.stat().st_size > _LARGEST_CONFIG:
-            raise ValueError("it is too large")
-        description = json.loads(config_file.read_bytes())
+        description = _read_description(folder)
         version = description["format_version"]
         if type(version) is not int:
             raise TypeError("format_version is no whole number")

@@ -115,6 +115,14 @@ def test_what_is_written_is_read_again(made: Path, monkeypatch: pytest.MonkeyPat
         assert model.tokenizer.context_length == config.text.context_length
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"inference": {}, "a": "' + "x" * 2**22 + '"}'], ids=["deep", "large"]
+)
+def test_no_run_defaults_are_read_from_odd_files(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert read_run_defaults(tmp_path) == RunDefaults()
+
+
 def test_a_folder_says_how_it_is_run(made: Path, tmp_path: Path) -> None:
     whole = load_model(made)
     assert whole.run_defaults == RunDefaults(background=())
