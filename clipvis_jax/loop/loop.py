@@ -189,7 +189,8 @@ def train(
 
     Raises:
         InputError: The folder is in use or cannot be written, a checkpoint or the data cannot be used, the run that
-            it goes on from had another CLIP or other data, or a loss was not finite.
+            it goes on from had another CLIP or other data, none of the steps to profile is to be done, or a loss was
+            not finite.
     """
     is_first = jax.process_index() == 0
     with (
@@ -201,11 +202,17 @@ def train(
     ):
         begin = _begin(task, checkpoints, data, workdir=workdir, resume_from=resume_from, description=description or {})
         state, first_step = begin.state, begin.step
+        last_step = task.num_steps if config.stop_after is None else min(task.num_steps, config.stop_after)
+        # The same command goes on with a run that has its trace.
+        if profile and not ((profile[0] <= last_step and profile[-1] > first_step) or (workdir / "profile").exists()):
+            raise InputError(
+                f"profile {profile.start}:{profile.stop}: none of these steps is to be done; the run is at step "
+                f"{first_step} and ends at {last_step}, so give others"
+            )
         note = write_note(workdir, description or {}, begin.changed) if is_first else {}
         if show_progress and is_first:
             print_lines(begin.place)
         first_data_state = data.get_state()
-        last_step = task.num_steps if config.stop_after is None else min(task.num_steps, config.stop_after)
         is_stopped = False
         with (
             TrainingLog(workdir, first_step=first_step, is_scored=begin.score is not None, enabled=is_first) as log,
@@ -321,7 +328,7 @@ def _begin(
         folder = resume_from / "checkpoints"
         if not folder.is_dir():
             raise InputError(f"{resume_from}: is not the folder of a training run; it has no 'checkpoints'")
-        changed = changed_settings(resume_from, description)
+        changed = changed_settings(resume_from, description, keeps_scores=False)
         with TrainingCheckpoints(folder, is_read_only=True) as others:
             restored = others.restore(task.abstract_state())
         if restored is None:

@@ -21,6 +21,9 @@ _CHANGED = "changed_settings"
 _FIXED = {"clip_sha256": "CLIP", "decoders_sha256": "model to begin with (init_from)", "dataset": "data set"}
 """What a run is never gone on with if it differs, and what messages call it."""
 
+_SCORED_ON = "evaluation_dataset"
+"""Where scores are computed, the data set that they are of: with another one they cannot be compared."""
+
 _ADVICE = "delete it to go on all the same"
 
 
@@ -51,12 +54,13 @@ def lock_folder(workdir: Path) -> Iterator[None]:
         yield
 
 
-def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
+def changed_settings(folder: Path, description: Mapping[str, Any], *, keeps_scores: bool = True) -> list[str]:
     """Compare a run with the note of the one that it goes on from.
 
     Args:
         folder: The folder of that run; it may be the run's own.
         description: What the run depends on, as JSON.
+        keeps_scores: Whether earlier scores are compared with those to come.
 
     Returns:
         The names of settings and versions that are other ones than before, or had changed before; sorted.
@@ -76,6 +80,9 @@ def changed_settings(folder: Path, description: Mapping[str, Any]) -> list[str]:
     for name, what in _FIXED.items():
         if earlier.get(name) != description.get(name):
             raise InputError(f"{folder}: is a run with another {what}; choose another folder")
+    before, now = earlier.get(_SCORED_ON), description.get(_SCORED_ON)
+    if keeps_scores and before is not None and now is not None and before != now:
+        raise InputError(f"{folder}: has scores on another data set; choose another folder")
     # When to stop is no property of what is trained: to go on later, it has to change.
     changed = set(_differences(earlier, description)) - {"config.loop.stop_after"}
     if changed:

@@ -186,9 +186,11 @@ class ClipVisTask:
         self._dataset = open_dataset(experiment.dataset, data_root, images)
         check_for_training(self._dataset)
         self.scores_of: str | None = None
+        self._evaluated: Dataset | None = None
         if experiment.loop.evaluate_every:
             # Now, and not after hours of training.
-            evaluated, count = self._open_evaluation_dataset()
+            self._evaluated, count = self._open_evaluation_dataset()
+            evaluated = self._evaluated
             if count < len(evaluated):
                 self.scores_of = f"the first {count} of the {len(evaluated)} {evaluated.info.media} of {evaluated.name}"
         self.num_steps = experiment.optimizer.num_steps
@@ -202,6 +204,8 @@ class ClipVisTask:
             "clip_sha256": hash_variables(self._folder.clip_vars),
             "dataset": {"name": self._dataset.name, "digest": self._dataset.digest},
         }
+        if self._evaluated is not None:
+            notes["evaluation_dataset"] = {"name": self._evaluated.name, "digest": self._evaluated.digest}
         return notes if self._params is None else notes | {"decoders_sha256": hash_variables(self._folder.params)}
 
     def init_state(self) -> TrainState:

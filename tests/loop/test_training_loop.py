@@ -16,6 +16,7 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.loop.checkpoints import TrainingCheckpoints
 from clipvis_jax.loop.log import TrainingLog, read_log
 from clipvis_jax.loop.loop import LoopConfig, train
+from clipvis_jax.loop.run_folder import changed_settings, write_note
 
 
 class ToyData:
@@ -244,6 +245,16 @@ def test_changed_settings_are_told_and_noted(tmp_path, elsewhere):
         run(ToyTask(), second, resume_from=source, description=describe(1, clip="b"))
     with pytest.raises(InputError, match=r"first: is a run with another model to begin with \(init_from\); choose"):
         run(ToyTask(), second, resume_from=source, description=describe(1, decoders_sha256="c"))
+    scored = {"evaluation_dataset": {"name": "val", "digest": "1"}}
+    write_note(first, describe(1, **scored), [])
+    other = {"evaluation_dataset": {"name": "val", "digest": "2"}}
+    if elsewhere:
+        with pytest.warns(UserWarning, match=r"settings than before: evaluation_dataset\.digest$"):
+            assert changed_settings(first, describe(1, **other), keeps_scores=False)
+    else:
+        with pytest.raises(InputError, match="first: has scores on another data set; choose another folder"):
+            run(ToyTask(), second, description=describe(1, **other))
+    write_note(first, describe(1), [])
     with pytest.warns(UserWarning, match=r"first: .* settings than before: config\.optimizer\.learning_rate$"):
         run(ToyTask(), second, resume_from=source, stop_after=6, description=describe(2))
     # Once changed it stays noted, also by a run that changes nothing more.
@@ -449,6 +460,14 @@ def test_steps_are_profiled(tmp_path, monkeypatch, last):
     assert is_on == [False, folder, False]
 
 
+def test_steps_to_profile_that_are_not_done_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"profile 4:6: none of these steps is to be done; .* step 0 and ends at 3"):
+        train(ToyTask(num_steps=3), LoopConfig(), tmp_path, profile=range(4, 6), show_progress=False)
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_a_profile_is_written(tmp_path):
     assert train(ToyTask(num_steps=3), LoopConfig(), tmp_path, profile=range(2, 3), show_progress=False)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    # The same command again finds it.
+    assert train(ToyTask(num_steps=3), LoopConfig(), tmp_path, profile=range(2, 3), show_progress=False)
