@@ -102,7 +102,9 @@ def export_network(
             "class_probability_scale": float(np.minimum(np.exp(clip_vars["logit_scale"]), 100)),
         }
         (temporary / "network.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(_readme(description, size, 2 if batch == "any" else batch), "utf-8")
+        (temporary / "README.md").write_text(
+            _readme(description, size, 2 if batch == "any" else batch), encoding="utf-8"
+        )
 
 
 def _describe(array: Any) -> str:

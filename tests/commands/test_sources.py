@@ -95,7 +95,7 @@ def run(footage, tmp_path, monkeypatch):
     (model / "config.json").write_text("{}")
     segmented = []
 
-    def segment(self, segmenter, path, source, folder, **_):
+    def segment(self, segmenter, model, path, source, folder, **_):  # noqa: PLR0917
         segmented.append(path.name)
         if path.name == "2.MOV":
             raise InputError(f"{path}: is cut off")

@@ -186,7 +186,7 @@ def _mots_labels(folder: Path, root: Path) -> list[str]:
         path = place / "labels.txt"
         if path.is_file():
             try:
-                return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+                return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
             except UnicodeDecodeError as error:
                 raise InputError(f"{path}: is not UTF-8; save it as that") from error
         if place == root:

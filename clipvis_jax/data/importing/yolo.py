@@ -89,7 +89,7 @@ def _list(roots: list[Path], base: str | None, place: str, where: str) -> list[P
     if target.is_dir():
         return list_images(target)
     try:
-        lines = [line.strip() for line in target.read_text("utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in target.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise InputError(f"{target}: is no list of pictures; correct {where}") from error
     pictures = []
@@ -126,7 +126,7 @@ def _add_lines(picture: FoundVideo, path: Path, names: dict[int, str]) -> None:
         return
     height, width = picture.size
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is no text; give the labels that YOLO writes") from error
     for number, line in enumerate(lines, start=1):
