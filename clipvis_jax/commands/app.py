@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from clipvis_jax.commands.interrupt import stopping_at_once
 from clipvis_jax.errors import InputError
+from clipvis_jax.io.files import scratch_folder
 from clipvis_jax.io.terminal import print_lines
 
 
@@ -47,28 +48,33 @@ class App:
             raise InputError(f"--port {self.port}: must be between 1 and 65535")
         if self.max_megabytes < 1 or self.max_frames < 1:
             raise InputError("--max-megabytes and --max-frames: must be 1 or more")
-        with stopping_at_once():
-            os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-            try:
-                from clipvis_jax.commands.app_page import launch, make_page
-            except ModuleNotFoundError as error:
-                if error.name != "gradio":
-                    raise
-                raise InputError("clipvis app needs gradio: pip install 'clipvis-jax[app]'") from error
-            from clipvis_jax import bundled
-            from clipvis_jax.commands.app_job import Limits, example_clip
-            from clipvis_jax.inference.loading import enable_compilation_cache, load
-            from clipvis_jax.inference.segmenter import InferenceConfig
-            from clipvis_jax.io.files import scratch_folder
-
-            limits = Limits(self.max_megabytes, self.max_frames)
-            enable_compilation_cache()
         with scratch_folder() as scratch:
-            os.environ["GRADIO_TEMP_DIR"] = str(scratch / "files")
+            # gradio reads them when it is imported.
+            os.environ |= {
+                "GRADIO_ANALYTICS_ENABLED": "False",
+                "GRADIO_RUN_HISTORY": "False",
+                "GRADIO_TEMP_DIR": str(scratch / "files"),
+            }
+            with stopping_at_once():  # which leaves an empty folder for the next command to remove
+                try:
+                    from clipvis_jax.commands.app_page import free_port, launch, make_page
+                except ModuleNotFoundError as error:
+                    if error.name != "gradio":
+                        raise
+                    raise InputError("clipvis app needs gradio: pip install 'clipvis-jax[app]'") from error
+                from clipvis_jax import bundled
+                from clipvis_jax.commands.app_job import Limits, example_clip
+                from clipvis_jax.inference.loading import enable_compilation_cache, load
+                from clipvis_jax.inference.segmenter import InferenceConfig
+
+                port = free_port(self.host, self.port)
+                limits = Limits(self.max_megabytes, self.max_frames)
+                enable_compilation_cache()
             segmenter = load(self.model or bundled.MODEL, config=InferenceConfig(temp_dir=scratch))
+            segmenter.cache_dir = scratch / "text"
             example = example_clip(scratch) if self.model is None else None
             page = make_page(segmenter, scratch=scratch, limits=limits, example=example)
-            url = launch(page, self.host, self.port, limits)
+            url = launch(page, self.host, port, scratch=scratch, limits=limits)
             try:
                 signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
                 print_lines(f"clipvis app: {url} (Ctrl-C ends it)")

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import mmap
+import os
 import re
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,6 +39,8 @@ from clipvis_jax.text.vocabulary import check_vocabulary, short_names
 LOWEST_SCORE = 0.05
 """Tracks below it are not kept: their masks would take most of the time."""
 MAX_CLASSES = 500
+MAX_SYNONYMS = 2000
+"""Of all classes together, their first names included: each costs the text encoder 14 sentences."""
 FILES = {
     "tracks.json": "tracks",
     "overlay": "overlay",
@@ -50,6 +54,8 @@ FILES = {
 }
 """What can be downloaded, and the option of ``clipvis export-results`` for it."""
 _CROPS = 8
+_MOST_FILES, _LEAST_FREE = 50, 5
+"""Uploads of full size that all files together may be as large as, and that must still fit on the disk."""
 _ALL = FrameSelection()
 Tell = Callable[[int, int | None, str], None]
 """Hears of progress: frames that are done, all frames (if known), and what is done."""
@@ -113,15 +119,16 @@ class Job:
 
     def found(self) -> list[tuple[str, str]]:
         """Return the classes that have tracks: their short names, and in full."""
-        names = {track.class_index for track in self.result.tracks}
+        names = {track.class_index for track in self.result.best().tracks}
         return [
             (short_names(self.result.class_names)[index], self.result.class_names[index]) for index in sorted(names)
         ]
 
     def shown(self, min_score: float, hidden: Collection[str] = ()) -> VideoResult:
-        """Return the tracks that score high enough, without those of hidden classes; every instance once."""
-        tracks = [track for track in self.result.tracks if track.score >= min_score and track.class_name not in hidden]
-        return dataclasses.replace(self.result, tracks=tracks).best()
+        """Return every instance that scores high enough under its best class, without those of hidden classes."""
+        enough = [track for track in self.result.tracks if track.score >= min_score]
+        best = dataclasses.replace(self.result, tracks=enough).best()
+        return dataclasses.replace(best, tracks=[track for track in best.tracks if track.class_name not in hidden])
 
 
 class _Folder:
@@ -132,6 +139,22 @@ class _Folder:
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
+def check_space(scratch: Path, limits: Limits) -> None:
+    """Refuse to write more where the disk is nearly full, or files have taken their share of it.
+
+    Raises:
+        InputError: It is, or they have.
+    """
+    taken = 0
+    for folder, _, names in os.walk(scratch):
+        for name in names:
+            with suppress(OSError):  # deleted meanwhile
+                taken += Path(folder, name).stat().st_size
+    upload = limits.megabytes * 10**6
+    if taken > _MOST_FILES * upload or shutil.disk_usage(scratch).free < _LEAST_FREE * upload:
+        raise InputError("this machine has no space for more files now; come again in an hour")
+
+
 def read_words(words: str) -> list[str]:
     """Read class names, one per line, with synonyms after commas.
 
@@ -139,8 +162,12 @@ def read_words(words: str) -> list[str]:
         InputError: There is none, too many, or one that cannot be used.
     """
     names = [line.strip() for line in words.splitlines() if line.strip()]
-    if len(names) > MAX_CLASSES:
-        raise InputError(f"{len(names)} class names: give at most {MAX_CLASSES}")
+    synonyms = sum(name.count(",") + 1 for name in names)
+    if len(names) > MAX_CLASSES or synonyms > MAX_SYNONYMS:
+        raise InputError(
+            f"{len(names)} class names, {synonyms} with synonyms: give at most {MAX_CLASSES}, and {MAX_SYNONYMS} with "
+            "synonyms"
+        )
     check_vocabulary(names)
     return names
 
@@ -167,8 +194,9 @@ def segment(
         tell: Hears of progress.
 
     Raises:
-        InputError: The upload or a class name cannot be used.
+        InputError: The upload or a class name cannot be used, or there is no space for it.
     """
+    check_space(scratch, limits)
     folder = _Folder(scratch)
     (folder.path / "in").mkdir()
     path = _take_in(upload, folder.path / "in", limits)
@@ -231,6 +259,7 @@ def write_files(job: Job, result: VideoResult, kinds: Sequence[str], folder: Pat
                 written.append(files[0])
             else:
                 written.append(Path(shutil.make_archive(str(folder / f"{option}"), "zip", target)))
+                shutil.rmtree(target)
     return written
 
 
@@ -369,6 +398,8 @@ def _unpack(path: Path, folder: Path, limits: Limits) -> Path:
                 raise InputError(
                     f"{path.name}: holds no picture; give a video, a picture or a zip of a folder of pictures"
                 )
+            if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+                raise InputError(f"{path.name}: is compressed in an unusual way; pack it again, with deflate")
             if len({PurePosixPath(member.filename).parent for member in members}) > 1:
                 raise InputError(f"{path.name}: holds pictures in several folders; give one folder of frames")
             if sum(member.file_size for member in members) > limits.megabytes * 10**6:

@@ -1,9 +1,14 @@
 """The page of ``clipvis app``, in gradio."""
 
+import asyncio
 import functools
 import html
+import re
+import shutil
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +23,7 @@ from clipvis_jax.inference.segmenter import Background, Segmenter
 
 KEPT_S = 3600
 """Seconds for which files and results are kept."""
+_PORTS = range(7860, 7960)
 _QUEUE = 32
 """How many may wait; more are told to come again."""
 _SESSIONS = 200
@@ -35,6 +41,13 @@ _POLICY = (
     "worker-src 'self' blob:; object-src 'none'; frame-ancestors 'self'"
 )
 """What the browser may load: nothing from elsewhere."""
+_USED = re.compile(
+    r"/(config|theme\.css|favicon\.ico|manifest\.json|assets/.*|static/.*)?|"
+    r"/gradio_api/(info|app_id|startup-events|theme\.css|heartbeat/\w+|upload|upload_progress|file=/.*|call/.*|"
+    r"queue/(join|data|status)|cancel|reset)",
+    re.DOTALL,
+)
+"""What the page and gradio's client ask for; gradio has more, some of which fetches, runs and keeps things."""
 
 
 def make_page(
@@ -70,10 +83,17 @@ def make_page(
             raise InputError("nothing is segmented yet, or it was deleted after an hour; segment it first")
         return job
 
-    def output_folder() -> Path:
+    @contextmanager
+    def output_folder() -> Iterator[Path]:
         """Make a folder where gradio has its own files: what lies elsewhere it would copy there, to be deleted."""
+        app_job.check_space(scratch, limits)
         Path(get_upload_folder()).mkdir(exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=get_upload_folder()))
+        folder = Path(tempfile.mkdtemp(dir=get_upload_folder()))
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # gradio deletes only what it was given
+            raise
 
     def named(job: Job) -> tuple[Job, str, Any]:
         result = job.result
@@ -120,7 +140,8 @@ def make_page(
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, Any]:
         job = job_or_error(job)
-        path = str(app_job.draw(job, job.shown(min_score, hidden), output_folder(), teller(progress)))
+        with output_folder() as folder:
+            path = str(app_job.draw(job, job.shown(min_score, hidden), folder, teller(progress)))
         shown = gr.update(value=path, visible=True), gr.update(value=None, visible=False)
         return shown[::-1] if job.is_image else shown
 
@@ -138,7 +159,8 @@ def make_page(
     @answering
     def download(job: Job | None, min_score: float, hidden: list[str], kinds: list[str]) -> list[str]:
         job = job_or_error(job)
-        return [str(path) for path in app_job.write_files(job, job.shown(min_score, hidden), kinds, output_folder())]
+        with output_folder() as folder:
+            return [str(path) for path in app_job.write_files(job, job.shown(min_score, hidden), kinds, folder)]
 
     with gr.Blocks(title="clipvis", analytics_enabled=False, delete_cache=(60, KEPT_S), fill_width=True) as page:
         state = gr.State(None, time_to_live=KEPT_S)
@@ -199,29 +221,73 @@ def make_page(
             start.click(segment, [upload, words, others], named_outputs, api_name="segment", **network),
             again.click(rename, [state, words, others], named_outputs, api_name="rename", **drawing),
         ]
-        for event in found:
-            event.success(tracks, what, [rows, bars, chosen], **private).success(
-                overlay, what, [video, image], **drawing, **private
-            )
-        for trigger in (score.release, hidden.input):
-            trigger(
-                tracks, what, [rows, bars, chosen], trigger_mode="always_last", show_progress="hidden", **private
-            ).success(overlay, what, [video, image], trigger_mode="always_last", **drawing, **private)
-        rows.select(_track_of, None, chosen, **private)
-        chosen.change(track, [*what, chosen], [cuts, near], show_progress="minimal", **drawing, **private)
+        newest = {"trigger_mode": "always_last"}
+        listed = [event.success(tracks, what, [rows, bars, chosen], **private) for event in found]
+        listed += [
+            trigger(tracks, what, [rows, bars, chosen], show_progress="hidden", **newest, **private)
+            for trigger in (score.release, hidden.input)
+        ]
+        for event in listed:
+            event.success(overlay, what, [video, image], **newest, **drawing, **private)
+        # Not chosen.change: another video may have a track of the same number.
+        for trigger in (
+            *(event.success for event in listed),
+            rows.select(_track_of, None, chosen, **private).success,
+            chosen.input,
+        ):
+            trigger(track, [*what, chosen], [cuts, near], show_progress="minimal", **newest, **drawing, **private)
         make.click(download, [*what, kinds], files, api_name="download", **drawing)
-    return page.queue(max_size=_QUEUE, default_concurrency_limit=4)
+    return page.queue(max_size=_QUEUE, default_concurrency_limit=4, api_open=False)
 
 
-def launch(page: gr.Blocks, host: str, port: int | None, limits: Limits) -> str:
-    """Serve a page in other threads; returns its address.
+def free_port(host: str, port: int | None) -> int:
+    """Return the port to listen on: the one that is asked for, or a free one.
 
     Raises:
-        InputError: The address cannot be had.
+        InputError: It cannot be had, or the host is no address of this machine.
     """
+
+    def bind(host: str, port: int) -> None:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+
+    host = host.strip("[]")
+    try:
+        bind(host, 0)
+    except (OSError, UnicodeError) as error:
+        raise InputError(
+            f"--host {host}: cannot be listened on ({_reason(error)}); give an address of this machine"
+        ) from error
+    for candidate in _PORTS if port is None else [port]:
+        try:
+            bind(host, candidate)
+            bind("127.0.0.1", candidate)  # gradio looks there
+        except OSError as error:
+            failure = error
+        else:
+            return candidate
+    raise InputError(f"--port {candidate}: cannot be listened on ({_reason(failure)}); choose another") from failure
+
+
+def launch(page: gr.Blocks, host: str, port: int, *, scratch: Path, limits: Limits) -> str:
+    """Serve a page in other threads; returns its address.
+
+    Args:
+        page: The page.
+        host: Address to listen on.
+        port: See ``free_port``.
+        scratch: Folder for files, see ``make_page``.
+        limits: What is taken in.
+
+    Raises:
+        InputError: Somebody else has taken the port meanwhile.
+    """
+    host = host.strip("[]")
     try:
         _, url, _ = page.launch(
-            server_name=host,
+            server_name=f"[{host}]" if ":" in host else host,
             server_port=port,
             prevent_thread_lock=True,
             quiet=True,
@@ -236,21 +302,18 @@ def launch(page: gr.Blocks, host: str, port: int | None, limits: Limits) -> str:
             state_session_capacity=_SESSIONS,
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=_CSS,
-            app_kwargs={"middleware": [(_StayHere, (), {})]},
+            app_kwargs={"middleware": [(_Gate, (), {"scratch": scratch, "limits": limits})]},
         )
     except OSError as error:
-        where = f"{host}:{port}" if port else host
-        raise InputError(
-            f"{where}: cannot be listened on ({error.strerror or 'in use'}); choose another port"
-        ) from error
+        raise InputError(f"--port {port}: is in use; choose another") from error
     return url
 
 
-class _StayHere:
-    """Middleware: the browser loads nothing from elsewhere, and the server fetches nothing for it."""
+class _Gate:
+    """Middleware: what the page does not use is closed, and the browser loads nothing from elsewhere."""
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    def __init__(self, app: Any, scratch: Path, limits: Limits) -> None:
+        self._app, self._scratch, self._limits = app, scratch, limits
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def send_with_policy(message: Any) -> None:
@@ -258,15 +321,34 @@ class _StayHere:
                 message["headers"] = [*message.get("headers", ()), (b"content-security-policy", _POLICY.encode())]
             await send(message)
 
-        if scope["type"] == "http" and "file=http" in scope["path"].lower():
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        await self._app(scope, receive, send_with_policy)
+        async def refuse(status: int, reason: str) -> None:
+            while (await receive()).get("more_body"):  # a client that still sends would not hear the answer
+                pass
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": reason.encode()})
+
+        if scope["type"] == "http":
+            if not _USED.fullmatch(scope["path"]):
+                return await refuse(403, "is not part of this page")
+            if scope["path"] == "/gradio_api/upload":
+                length = dict(scope["headers"]).get(b"content-length", b"")
+                # gradio measures every file of an upload, but takes a thousand of them.
+                if not length.isdigit() or int(length) > (self._limits.megabytes + 1) * 10**6:
+                    return await refuse(413, f"give one file of at most {self._limits.megabytes} MB")
+                try:
+                    await asyncio.to_thread(app_job.check_space, self._scratch, self._limits)
+                except InputError as error:
+                    return await refuse(507, str(error))
+        return await self._app(scope, receive, send_with_policy)
 
 
 async def _refuse(*_: object, **__: object) -> NoReturn:
     raise gr.Error("give a file, not an address", print_exception=False)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def background(others: bool) -> Background:

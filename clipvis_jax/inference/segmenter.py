@@ -140,6 +140,7 @@ class Segmenter:
         config: How videos are run.
         source: Where the weights come from.
         background: The model's own background names, which "auto" stands for; None: everyday things.
+        cache_dir: Folder in which embeddings of class names are kept; None keeps nothing. May be replaced.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Segmenter:
         self.clip_vars, self.params = jax.device_put((clip_vars, params))
         self._tokenizer = tokenizer
         self._hashed: tuple[list[Any], str] = ([], "")
-        self._cache_dir = cache_dir
+        self.cache_dir = cache_dir
         self._predict_frames = jitted(model, "predict_frames")
         self._encode_text = jitted(model, "encode_text")
         self._class_probs = jitted(model, "class_probs")
@@ -494,7 +495,7 @@ class Segmenter:
             encode_tokens=lambda tokens: self._encode_text(self.clip_vars, tokens),
             weights_hash=self.text_digest(),
             templates=templates,
-            cache_dir=self._cache_dir,
+            cache_dir=self.cache_dir,
             show_progress=show_progress,
         )
 

@@ -4,6 +4,9 @@ import dataclasses
 import gc
 import io
 import json
+import os
+import shutil
+import socket
 import sys
 import threading
 import warnings
@@ -60,8 +63,8 @@ def png(frame):
     return buffer.getvalue()
 
 
-def write_zip(path: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+def write_zip(path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return path
@@ -83,7 +86,6 @@ def test_a_job_is_what_predict_gives(segmenter, clips, job, tmp_path):
     names = ["cat", "dog"]
     renamed = app_job.rename(segmenter, job, names, ())
     assert as_shown(renamed.shown(0.05)) == as_shown(expected(segmenter, clips / "first.mp4", names, 0.05))
-    assert not [track for track in renamed.shown(0, ["cat"]).tracks if track.class_name == "cat"]
     unpacked = app_job.segment(segmenter, clips / "frames.zip", NAMES, (), scratch=tmp_path, limits=LIMITS)
     assert unpacked.facts["name"] == "frames"
     assert unpacked.facts["length"] == 3
@@ -91,13 +93,27 @@ def test_a_job_is_what_predict_gives(segmenter, clips, job, tmp_path):
 
 def test_files_are_those_of_the_commands(job, tmp_path):
     shown = job.shown(0.05)
+    tmp_path = tmp_path / "made"
+    tmp_path.mkdir()
     written = app_job.write_files(job, shown, list(app_job.FILES), tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(written)
     names = " ".join(path.name for path in written)
     assert names == "tracks.json overlay.mp4 tracks.csv png.zip crops.zip coco.json labelstudio.zip mot.zip mots.zip"
     assert as_shown(VideoResult.load(tmp_path / "tracks.json")) == as_shown(shown)
     assert json.loads((tmp_path / "tracks.json").read_text())["video"]["name"] == "first.mp4"
     with zipfile.ZipFile(tmp_path / "png.zip") as archive:
         assert {"labels.csv", "labels/frame_000002.png"} <= set(archive.namelist())
+
+
+def test_a_hidden_object_does_not_come_back_under_another_name(job):
+    first, *others = job.shown(0.05).tracks
+    index = 1 - first.class_index
+    second = dataclasses.replace(first, class_index=index, class_name=NAMES[index], score=first.score / 2)
+    twice = dataclasses.replace(job, result=dataclasses.replace(job.result, tracks=[first, *others, second]))
+    left = [track.track_id for track in others if track.class_name != first.class_name]
+    assert [track.track_id for track in twice.shown(0, [first.class_name]).tracks] == left
+    alone = dataclasses.replace(job, result=dataclasses.replace(job.result, tracks=[first, second]))
+    assert [name for _, name in alone.found()] == [first.class_name]
 
 
 def test_what_is_shown_of_a_track(job):
@@ -114,15 +130,38 @@ def test_what_is_shown_of_a_track(job):
         app_job.cut_outs(job, shown, 999)
 
 
-def test_folders_go_with_their_jobs(segmenter, job, tmp_path):
+def test_folders_go_with_their_jobs(segmenter, clips, tmp_path):
+    job = app_job.segment(segmenter, clips / "first.mp4", NAMES, (), scratch=tmp_path, limits=LIMITS)
     renamed = app_job.rename(segmenter, job, ["cat"], ())
-    folder = renamed.folder.path
+    (folder,) = tmp_path.iterdir()
+    del job
+    gc.collect()
     assert folder.is_dir()
-    job = dataclasses.replace(job, folder=None)
     del renamed
-    # The fixture's own job still has it.
-    assert folder.is_dir()
-    assert folder.parent == tmp_path
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_space_is_limited(segmenter, clips, tmp_path, monkeypatch):
+    def segment():
+        app_job.segment(segmenter, clips / "first.mp4", NAMES, (), scratch=tmp_path, limits=LIMITS)
+
+    with (tmp_path / "others").open("wb") as file:
+        file.truncate(50_000_001)
+    with pytest.raises(InputError, match="no space for more files now"):
+        segment()
+    (tmp_path / "others").unlink()
+    full = shutil.disk_usage(tmp_path)._replace(free=4_999_999)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(InputError, match="no space for more files now"):
+        segment()
+    assert not list(tmp_path.iterdir())
+
+
+def lzma_zip():
+    buffer = io.BytesIO()
+    write_zip(buffer, {"1.png": bytes(100)}, zipfile.ZIP_LZMA)
+    return buffer.getvalue().replace(b"]\0\0", b"]\xff\xff")  # a damaged header
 
 
 FRAME = png(np.zeros((64, 80, 3), np.uint8))
@@ -137,6 +176,7 @@ REFUSED = {
     "root.zip": ({"/a.png": FRAME}, "leads out of the zip"),
     "drive.zip": ({"C:\\a.png": FRAME}, "leads out of the zip"),
     "folders.zip": ({"a/1.png": FRAME, "b/1.png": FRAME}, "several folders"),
+    "lzma.zip": (lzma_zip(), "compressed in an unusual way"),
     "bomb.zip": ({"1.png": bytes(2_000_000)}, "unpacks to more than 1 MB"),
     "many.zip": ({f"{index}.png": FRAME for index in range(9)}, "holds 9 pictures; give at most 8"),
     "listing.zip": ({f"{index}.txt": b"" for index in range(81)}, "holds 81 files"),
@@ -164,28 +204,53 @@ def test_uploads_that_cannot_be_used(name, segmenter, tmp_path):
 def test_long_videos_and_lists_are_refused(segmenter, clips, tmp_path):
     with pytest.raises(InputError, match=r"first.mp4: has more than 2 frames of 80x64 pixels"):
         app_job.segment(segmenter, clips / "first.mp4", NAMES, (), scratch=tmp_path, limits=Limits(frames=2))
-    with pytest.raises(InputError, match="501 class names: give at most 500"):
-        app_job.read_words("\n".join(f"name {index}" for index in range(501)))
+    for separator, number in (("\n", 501), (",", 2001)):
+        with pytest.raises(InputError, match=f"{number} with synonyms: give at most 500, and 2000 with synonyms"):
+            app_job.read_words(separator.join(f"name {index}" for index in range(number)))
 
 
 def test_without_gradio(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "clipvis_jax.commands.app_page", raising=False)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "shared")
     assert main(["app"]) == 2
     assert "pip install 'clipvis-jax[app]'" in capsys.readouterr().err
+    # gradio reads it when it is imported.
+    assert os.environ["GRADIO_TEMP_DIR"] != "shared"
+
+
+@pytest.mark.filterwarnings("ignore")  # of gradio and what it imports
+def test_addresses_that_cannot_be_had(monkeypatch, capsys):
+    pytest.importorskip("gradio")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for options, message in {
+            ("--host", "192.0.2.1"): "--host 192.0.2.1: cannot be listened on (",
+            ("--host", "no..name"): "--host no..name: cannot be listened on (",
+            ("--port", port): f"--port {port}: cannot be listened on (Address already in use); choose another",
+        }.items():
+            assert main(["app", *options]) == 2
+            assert message in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def address(segmenter, tmp_path_factory):
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="module")
+def address(segmenter, scratch):
     pytest.importorskip("gradio")
-    from clipvis_jax.commands.app_page import launch, make_page  # noqa: PLC0415 (without gradio there is none)
+    from clipvis_jax.commands.app_page import free_port, launch, make_page  # noqa: PLC0415 (without gradio: none)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        scratch = tmp_path_factory.mktemp("scratch")
         monkeypatch.setenv("GRADIO_TEMP_DIR", str(scratch / "files"))
         monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         page = make_page(segmenter, scratch=scratch, limits=LIMITS)
-        yield launch(page, "127.0.0.1", None, LIMITS)
+        yield launch(page, "127.0.0.1", free_port("127.0.0.1", None), scratch=scratch, limits=LIMITS)
         page.close(verbose=False)
     with warnings.catch_warnings(action="ignore"):
         del page
@@ -232,8 +297,45 @@ def test_page(address, segmenter, clips):
     elsewhere = {"path": "https://example.com/clip.mp4", "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(AppError, match="give a file, not an address"):
         stranger.predict(elsewhere, "cat", False, api_name="/segment")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_closed(address, clips, scratch):
     httpx = pytest.importorskip("httpx")
-    assert httpx.get(f"{address}gradio_api/file=https://example.com/").status_code == 403
+    for path in (
+        "file=https://example.com/", "file%3Dhttps://example.com/", "file/https://example.com/", "proxy=https://a.hf.space",
+        "deep_link", "run-history/buckets", "component_server", "../monitoring",
+    ):  # fmt: skip
+        assert httpx.get(f"{address}gradio_api/{path}").status_code == 403, path
+    call = {"data": [None, None, 0.5, [], ["tracks.json"]]}
+    for path in ("run/download", "api/download", "process_recording"):
+        assert httpx.post(f"{address}gradio_api/{path}", json=call).status_code == 403, path
+    several = [("files", bytes(700_000)) for _ in range(3)]
+    assert httpx.post(f"{address}gradio_api/upload", files=several).status_code == 413
+    with (scratch / "others").open("wb") as file:
+        file.truncate(50_000_001)
+    answer = httpx.post(f"{address}gradio_api/upload", files={"files": bytes(900_000)})
+    (scratch / "others").unlink()
+    assert (answer.status_code, answer.text) == (
+        507,
+        "this machine has no space for more files now; come again in an hour",
+    )
     answer = httpx.get(address)
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     assert str(clips.parent) not in answer.text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_crops_follow_the_table(tmp_path):
+    """Also where the chosen track's number stays the same, which the page does not take for a change."""
+    pytest.importorskip("gradio")
+    from clipvis_jax.commands.app_page import make_page  # noqa: PLC0415
+
+    page = make_page(None, scratch=tmp_path, limits=LIMITS)
+    assert not page.api_open  # what is not queued would have no limits
+    events = page.config["dependencies"]
+    (crops,) = {tuple(event["outputs"]) for event in events if event["api_name"] == "track"}
+    tables = [event for event in events if event["api_name"].startswith("tracks")]
+    assert len(tables) == 4
+    for table in tables:
+        assert crops in [tuple(event["outputs"]) for event in events if event["trigger_after"] == table["id"]]
