@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from clipvis_jax.errors import InputError
+from clipvis_jax.errors import InputError, first_line
 from clipvis_jax.io.json_text import read_json
 from clipvis_jax.loop.checkpoints import TrainingCheckpoints
 from clipvis_jax.loop.sharding import make_mesh
@@ -15,7 +15,7 @@ from clipvis_jax.models.pixel_decoder import PixelDecoderConfig
 from clipvis_jax.models.query_decoder import QueryDecoderConfig
 from clipvis_jax.training.optimizer import OptimizerConfig, make_optimizer
 from clipvis_jax.training.step import abstract_state, state_shardings
-from clipvis_jax.weights.model_folder import ModelFolder, hash_variables, load_model
+from clipvis_jax.weights.model_folder import ModelFolder, hash_variables, load_model, run_defaults_from_json
 
 
 def load_checkpoint(run: Path, step: int | None = None, *, clip: Path | None = None) -> ModelFolder:
@@ -47,17 +47,25 @@ def load_checkpoint(run: Path, step: int | None = None, *, clip: Path | None = N
             pixel_decoder=PixelDecoderConfig(**note["config"]["pixel_decoder"]),
             query_decoder=QueryDecoderConfig(**note["config"]["query_decoder"]),
         )
-        size = note["config"]["evaluation"]["inference"]["size"]
-        defaults = dataclasses.replace(base.run_defaults, size=size or base.run_defaults.size, min_score=None)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{run}: is no training of decoders; give another run") from error
-    model, optimizer = ClipVis(config), make_optimizer(OptimizerConfig())
-    mesh = make_mesh(devices=jax.devices()[:1])
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract_state(model, optimizer),
-        state_shardings(model, optimizer, mesh),
-    )
+        inference = note["config"]["evaluation"]["inference"]
+        # Of a CLIP that is given, the classes are not those of the run.
+        defaults = dataclasses.replace(
+            base.run_defaults, min_score=None, classes=base.run_defaults.classes if clip is None else None
+        )
+        if inference["size"] is not None:
+            sizes = run_defaults_from_json({name: inference[name] for name in ("size", "max_size")})
+            defaults = dataclasses.replace(defaults, size=sizes.size, max_size=sizes.max_size)
+        model, optimizer = ClipVis(config), make_optimizer(OptimizerConfig())
+        mesh = make_mesh(devices=jax.devices()[:1])
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract_state(model, optimizer),
+            state_shardings(model, optimizer, mesh),
+        )
+    except Exception as error:  # whatever wrong names, types and numbers lead to
+        raise InputError(
+            f"{run}: is no training of decoders, or its run.json is damaged ({first_line(error)}); give another run"
+        ) from error
     with TrainingCheckpoints(folder, is_read_only=True) as checkpoints:
         step = checkpoints.best() if step is None else step
         if step is None:

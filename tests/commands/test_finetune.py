@@ -27,9 +27,10 @@ from clipvis_jax.loop.log import read_log
 from clipvis_jax.training import task
 from clipvis_jax.training.finetuning import finetuning
 from clipvis_jax.training.optimizer import make_schedule
+from clipvis_jax.training.run_checkpoint import load_checkpoint
 from clipvis_jax.training.structs import StepMetrics
 from clipvis_jax.training.task import ClipVisExperiment, ClipVisTask, EvaluationConfig, LoopConfig
-from clipvis_jax.weights.model_folder import RunDefaults, load_model, save_model
+from clipvis_jax.weights.model_folder import RunDefaults, config_to_json, hash_variables, load_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,8 @@ def test_the_best_state_becomes_the_model(finetuned, model):
     assert scores == pytest.approx({0: 1 / 3, 1: 1, 2: 1 / 3})
     content = json.loads((out / "finetune.json").read_text())
     assert content["best_step"] == 1
+    notes = json.loads((out / "run.json").read_text())
+    assert notes["evaluation_dataset"]["digest"] != notes["dataset"]["digest"]
     assert (content["before"]["AP"], content["after"]["AP"]) == pytest.approx((1 / 3, 1))
     before, after = load_model(model), load_model(out / "model")
     assert_same_bits(after.clip_vars, before.clip_vars)
@@ -219,7 +222,7 @@ def test_checkpoints_are_exported(finetuned, model, tmp_path, capsys):
         assert "is not finished, so it has no model yet; give clip" in capsys.readouterr().err
         assert main([*export, str(tmp_path / "new"), "--best", "--clip", str(model)]) == 0
         assert_same_bits(load_model(tmp_path / "new").params, exported.params)
-        assert load_model(tmp_path / "new").run_defaults.size == 64
+        assert load_model(tmp_path / "new").run_defaults == RunDefaults(64, 1333, ())
     finally:
         (tmp_path / "model").rename(out / "model")
     for options, message in [
@@ -232,6 +235,18 @@ def test_checkpoints_are_exported(finetuned, model, tmp_path, capsys):
     assert main(["export", str(model), "--best", "--out", str(tmp_path / "bad")]) == 2
     assert "is not the folder of a training run" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
+
+
+def test_odd_notes_of_runs_are_one_line(model, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    parts = load_model(model)
+    config = config_to_json(parts.config) | {"evaluation": {"inference": {"size": 64, "max_size": "x"}}}
+    for odd in ({}, [], config | {"query_decoder": {"a": []}}, config):
+        note = {"config": odd, "clip_sha256": hash_variables(parts.clip_vars)}
+        (tmp_path / "run.json").write_text(json.dumps(note))
+        with pytest.raises(InputError, match=r"is no training of decoders, or its run\.json is damaged \(") as error:
+            load_checkpoint(tmp_path, clip=model)
+    assert "max_size x: give numbers" in str(error.value)
 
 
 def test_a_limit_of_scores_is_told(model, footage):
@@ -249,13 +264,16 @@ def test_a_limit_of_scores_is_told(model, footage):
 
 def test_predict_takes_the_models_classes_and_threshold(model, tmp_path, capsys):
     parts = load_model(model)
-    defaults = RunDefaults(min_score=0.43, classes=("cat", "dog"))
+    defaults = RunDefaults(background=("sky",), min_score=0.43, classes=("cat", "dog"))
     folder = tmp_path / "model"
     save_model(folder, parts.config, parts.clip_vars, parts.params, parts.tokenizer, source={}, run_defaults=defaults)
     given = {"source": (tmp_path,), "model": folder}
     assert Predict(**given).classes_for(folder) == ["cat", "dog"]
     assert "looks for the 2 classes that the model was trained on" in capsys.readouterr().err
     assert Predict(**given, classes=("bird",)).classes_for(folder) == ["bird"]
-    assert Predict(**given).lowest_score(folder) == 0.43
-    assert Predict(**given, min_score=0.1).lowest_score(folder) == 0.1
-    assert Predict(**given).lowest_score(model) == 0.2
+    assert Predict(**given).lowest_score(folder, ["cat"], ()) == 0.43
+    assert Predict(**given, min_score=0.1).lowest_score(folder, ["cat"], ()) == 0.1
+    assert Predict(**given).lowest_score(model, ["cat"], ()) == 0.2
+    # It was found without background names; of many classes "auto" adds none.
+    assert Predict(**given).lowest_score(folder, ["cat"], "auto") == 0.2
+    assert Predict(**given).lowest_score(folder, ["cat"] * 50, "auto") == 0.43
