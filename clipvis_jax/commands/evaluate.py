@@ -76,7 +76,8 @@ class Evaluate:
     report: Annotated[bool, arg(help_behavior_hint="")] = True
     """Do not write report.html."""
     write_threshold: Annotated[bool, arg(help_behavior_hint="")] = False
-    """Note the score with the best F1 in the model folder, as the default of 'clipvis predict --min-score'."""
+    """Note the score with the best F1 in the model folder, as the default of 'clipvis predict --min-score' where no
+    background names take part."""
     max_zip_mb: Annotated[float | None, arg(metavar="MB", help_behavior_hint="(default: the server's, if known)")] = (
         None
     )
@@ -180,6 +181,13 @@ class Evaluate:
         if dataset.has_annotations:
             scoring_rules(dataset, self.protocol)
             check_masks(dataset, count)
+            if self.write_threshold and scoring_rules(dataset, self.protocol)[0][0].image_rules == "lvis":
+                raise InputError(
+                    "--write-threshold: by the rules of LVIS a result without an annotation may be right, so no score "
+                    "has a best F1; leave it out"
+                )
+        elif self.write_threshold:
+            raise InputError(f"--write-threshold: {dataset.name} has no annotations to find one by; leave it out")
         if self.burst_official:
             check_burst(self._burst_file(dataset))
 
@@ -209,6 +217,7 @@ class Evaluate:
         from clipvis_jax.inference.results import VideoResult
         from clipvis_jax.inference.segmenter import IMAGE_TOP_K, VIDEO_TOP_K
         from clipvis_jax.media.video_reader import FrameSelection
+        from clipvis_jax.weights.hub import is_address, parse_address
         from clipvis_jax.weights.model_folder import hash_variables
         from clipvis_jax.weights.published_sizes import backbone_name
 
@@ -255,7 +264,7 @@ class Evaluate:
             run.merge(self.out / "results.json", range(count), show_progress=True)
         return {
             "model": {
-                "folder": str(self.model),
+                "folder": str(parse_address(self.model) if is_address(self.model) else self.model),
                 "backbone": backbone_name(segmenter.model.config.backbone),
                 "weights_sha256": weights,
                 "source": segmenter.source,
@@ -360,7 +369,10 @@ class Evaluate:
             print_lines(f"{self.model}: stays as it was, since no result is right")
             return
         set_min_score(self.model, float(best.overall.shown))
-        print_lines(f"{self.model}: shows results with a score of {best.overall.shown} or more from now on")
+        print_lines(
+            f"{self.model}: shows results with a score of {best.overall.shown} or more from now on, where no "
+            "background names take part"
+        )
 
     def _burst_official(
         self, dataset: "Dataset", results: "list[Result]", video_ids: "Collection[int]"

@@ -22,6 +22,7 @@ from clipvis_jax.data.catalog import open_dataset
 from clipvis_jax.errors import InputError
 from clipvis_jax.evaluation.best_score import BestScore, BestScores, ScoreCurves
 from clipvis_jax.evaluation.inputs import GroundTruth, Video, parse_results
+from clipvis_jax.evaluation.protocols import PROTOCOLS
 from clipvis_jax.evaluation.submission import write_submission
 from clipvis_jax.inference.dataset_run import DatasetFrames, RunFolder, order_by_size, predict_dataset
 from clipvis_jax.inference.loading import load
@@ -130,6 +131,18 @@ def test_a_threshold_is_noted_in_the_model_and_a_limit_told(finished, annotation
     assert load_model(own).run_defaults.min_score == 0.432
     assert main(["eval", "--metrics-only", str(out / "results.json"), "--write-threshold"]) == 2
     assert "--write-threshold: needs --model" in capsys.readouterr().err
+
+
+def test_a_threshold_that_cannot_be_found_is_refused(annotations, model, tmp_path, capsys, monkeypatch):
+    options = annotations, tmp_path / "out", "--model", model, "--write-threshold"
+    monkeypatch.setattr("clipvis_jax.evaluation.scoring_rules", lambda *_: ([PROTOCOLS["lvis"]], {}))
+    assert evaluate(*options) == 2
+    assert "--write-threshold: by the rules of LVIS" in capsys.readouterr().err
+    none = property(lambda _: False, lambda *_: None)
+    monkeypatch.setattr("clipvis_jax.data.raw.RawDataset.has_annotations", none, raising=False)
+    assert evaluate(*options) == 2
+    assert "has no annotations to find one by" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_model_or_setting_is_refused(finished, annotations, model, capsys):
