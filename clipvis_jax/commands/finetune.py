@@ -24,10 +24,10 @@ _MOST_ROWS = 40
 class Finetune:
     """Train a model further on footage of your own, and say whether it got better.
 
-    Scores are computed before the first step and five times after it; the best state becomes DIR/model, also if that is
-    the one before the first step. DIR/finetune.json has the scores before and after, overall and by class. A run that
-    was stopped goes on where it was: give the same command again. Names are not learned: CLIP stays frozen, and only
-    finding and outlining objects is trained. 'clipvis train' has all settings.
+    Scores are computed before the first step and up to five times after it; the best state becomes DIR/model, also if
+    that is the one before the first step. DIR/finetune.json has the scores before and after, overall and by class. A
+    run that was stopped goes on where it was: give the same command again. Names are not learned: CLIP stays frozen,
+    and only finding and outlining objects is trained. 'clipvis train' has all settings.
 
     For example:
       clipvis finetune --model model --dataset mine/annotations.json --out runs/mine
@@ -48,7 +48,8 @@ class Finetune:
             help_behavior_hint="(default: every fifth video with instances, 50 at most, held out of --dataset)",
         ),
     ] = None
-    """Data set that scores are computed on."""
+    """Data set that scores are computed on. Give one where videos or pictures are cut from one recording: what is held
+    out would be neighbours of what is trained on."""
     images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Image folder, for a data set given as an annotation file."""
     val_images: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None

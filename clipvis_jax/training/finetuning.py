@@ -39,8 +39,8 @@ def finetuning(
 
     Decoders keep their sizes, and frames the size that the model is run at. The learning rate is below that of a whole
     training, since the decoders are trained already: it rises over the first steps, and drops to a third and to a tenth
-    after 60% and 85% of them. Scores are computed before the first step and five times after it, and the best state
-    becomes the model.
+    after 60% and 85% of them. Scores are computed before the first step and up to five times after it, and the best
+    state becomes the model.
 
     Args:
         model: What to begin with.
