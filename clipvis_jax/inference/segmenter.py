@@ -401,7 +401,7 @@ class Segmenter:
         """
         if state.store is not None:
             raise RuntimeError("a state that keeps its frames cannot be saved; start with keep_frames=False")
-        save_state(Path(path), state, self._weights())
+        save_state(Path(path), state, self._network())
 
     def load_state(
         self, path: str | Path, classes: Sequence[str], *, background: Background = (), score_window: int | None = None
@@ -412,10 +412,15 @@ class Segmenter:
             InputError: The file is missing, damaged, or of another model, other classes or settings.
         """
         start = self.start(classes, background=background, keep_frames=False, score_window=score_window)
-        return load_state(Path(path), start, self._weights(), self.model.config.query_decoder.dim)
+        return load_state(Path(path), start, self._network(), self.model.config.query_decoder.dim)
 
-    def _weights(self) -> str:
-        return f"{self.text_digest()[:16]}-{checksum(self.params)}"
+    def _network(self) -> dict[str, str | int]:
+        """Tell the model and its input from others."""
+        return {
+            "weights": f"{self.text_digest()[:16]}-{checksum(self.params)}",
+            "size": self.config.shorter_side(is_image=False),
+            "max_size": self.config.max_size,
+        }
 
     def set_classes(
         self, state: VideoState, classes: Sequence[str], *, background: Background | None = None

@@ -24,8 +24,8 @@ _SUMS = "num_counted", "class_sum", "object_sum", "embedding_sum"
 _SIZES = "logits_size", "padded_size", "valid_size", "original_size"
 
 
-def save_state(path: Path, state: VideoState, weights: str) -> None:
-    """Write a state that keeps no frames; ``weights`` tells the model from others.
+def save_state(path: Path, state: VideoState, network: dict[str, Any]) -> None:
+    """Write a state that keeps no frames; ``network`` tells the model and its input from others.
 
     Raises:
         InputError: The file cannot be written.
@@ -38,7 +38,7 @@ def save_state(path: Path, state: VideoState, weights: str) -> None:
     if tracker.history:
         arrays["history"] = np.stack(tracker.history)
     sizes = state.sizes
-    facts = _facts(state, weights) | {
+    facts = _facts(state, network) | {
         "num_frames": sums.num_frames,
         "sizes": None if sizes is None else [list(getattr(sizes, name)) for name in _SIZES],
     }
@@ -47,7 +47,7 @@ def save_state(path: Path, state: VideoState, weights: str) -> None:
         np.savez(file, **arrays, facts=np.array(json.dumps(facts)))
 
 
-def load_state(path: Path, start: VideoState, weights: str, query_dim: int) -> VideoState:
+def load_state(path: Path, start: VideoState, network: dict[str, Any], query_dim: int) -> VideoState:
     """Read a state; ``start`` is one without frames, by the same model, of the same classes and settings.
 
     ``query_dim`` is the length of the model's query embeddings.
@@ -61,7 +61,7 @@ def load_state(path: Path, start: VideoState, weights: str, query_dim: int) -> V
             arrays = {name: stored[name] for name in stored.files}
         facts = json.loads(arrays.pop("facts").item())
         num_frames, sizes = facts.pop("num_frames"), facts.pop("sizes")
-        wanted = json.loads(json.dumps(_facts(start, weights)))
+        wanted = json.loads(json.dumps(_facts(start, network)))
         if facts.keys() != wanted.keys():
             raise ValueError("it is no stream's state")
     except _DAMAGED as error:
@@ -75,11 +75,11 @@ def load_state(path: Path, start: VideoState, weights: str, query_dim: int) -> V
         raise InputError(f"{path}: damaged ({error}); {advice}") from error
 
 
-def _facts(state: VideoState, weights: str) -> dict[str, Any]:
+def _facts(state: VideoState, network: dict[str, Any]) -> dict[str, Any]:
     """Tell what must be the same for a state to go on."""
     return {
         "format": _FORMAT,
-        "weights": weights,
+        **network,
         "classes": list(state.class_names),
         "background_names": list(state.background),
         "scores": dataclasses.asdict(state.tracker.sums.config),
