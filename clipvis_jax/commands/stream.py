@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
@@ -20,11 +21,15 @@ from clipvis_jax.errors import InputError
 from clipvis_jax.io.terminal import print_lines
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import UInt8
+
     from clipvis_jax.commands.alerts import Alerts
     from clipvis_jax.commands.live_page import LivePage
     from clipvis_jax.inference.results import LiveTrack
     from clipvis_jax.inference.segmenter import Segmenter
     from clipvis_jax.inference.video_state import VideoState
+    from clipvis_jax.loop.stop_signal import StopSignal
     from clipvis_jax.media.live_frames import LiveFrame, LiveFrames
     from clipvis_jax.media.video_writer import VideoWriter
 
@@ -38,17 +43,18 @@ class Stream(ClassOptions):
     """Segment, track and name what a camera or a stream shows, while it goes on.
 
     Frames that come while the network is busy are dropped, so that it never falls behind. Ctrl-C ends it. Memory
-    stays flat however long it runs. Connections that are lost are made again.
+    stays flat however long it runs. Connections that are lost are made again, but for those that never gave a frame.
 
     For example:
       clipvis stream 0 --model model --classes person dog --jsonl tracks.jsonl
       clipvis stream rtsp://camera/live --model model --classes person --fps 10 --http 8080 --record out.mp4
-      ffmpeg -i input -f matroska - | clipvis stream - --model model --classes person --jsonl -
+      ffmpeg -re -i input -f matroska - | clipvis stream - --model model --classes person --jsonl -
     """
 
     source: Annotated[tuple[str, ...], tyro.conf.Positional, arg(metavar="SOURCE [SOURCE ...]")]
     """Number of a camera, a device (/dev/video0), an address (rtsp://, http://, https://), a video file, which is
-    played at its own pace, or -, a video on standard input. Several share the model."""
+    played at its own pace, or -, a video on standard input, which is read as fast as it comes. Several share the
+    model."""
     model: Annotated[Path, arg(metavar="DIR")]
     """Model folder, made by 'clipvis convert', an archive of 'clipvis pack', or hf://org/name."""
     scores: Literal["all", "visible"] = "visible"
@@ -132,8 +138,9 @@ class Stream(ClassOptions):
             enable_compilation_cache()
             scores = ScoreConfig(over=self.scores, window=self.score_window)
             segmenter = load(self.model, dtype=self.dtype, config=InferenceConfig(size=self.size, scores=scores))
+            start = segmenter.start(classes, background=background, keep_frames=False)
             states = [
-                segmenter.start(classes, background=background, keep_frames=False)
+                start
                 if output.state is None or not output.state.exists()
                 else segmenter.load_state(output.state, classes, background=background)
                 for output in outputs
@@ -147,48 +154,73 @@ class Stream(ClassOptions):
             for output, source in zip(outputs, sources, strict=True):
                 stack.enter_context(output)
                 stack.enter_context(source)
-            live = [_Live(self, segmenter, *parts) for parts in zip(states, sources, outputs, strict=True)]
+            live = [
+                _Live(self, segmenter, *parts, start=start, tell=status.tell)
+                for parts in zip(states, sources, outputs, strict=True)
+            ]
             for part in live:
                 stack.callback(part.save)
-            while not stop.is_set:
-                arrived.wait(0.2)
-                arrived.clear()
-                # Asked before the frames are taken, as the last one may come with the end.
-                running = [part for part in live if not part.frames.ended]
-                for part in live:
-                    if (frame := part.frames.take()) is not None:
-                        arrived_s = part.step(frame)
-                        status.add(arrived_s, sum(source.dropped for source in sources))
-                    if status.count == self.max_frames or stop.is_set:
-                        return
-                if not running or (self.seconds is not None and status.duration_s >= self.seconds):
-                    break
-        _tell_errors(sources)
+            self._follow(live, arrived, stop, status)
+        errors = [source.error for source in sources if source.error]
+        if len(errors) == len(sources):
+            raise InputError("; ".join(map(str, errors)))
+        for part in live:
+            part.tell_error()
 
-
-def _tell_errors(sources: "list[LiveFrames]") -> None:
-    """Say which sources ended too early.
-
-    Raises:
-        InputError: All did.
-    """
-    errors = [source.error for source in sources if source.error]
-    if len(errors) == len(sources):
-        raise InputError("; ".join(map(str, errors)))
-    for error in errors:
-        print_lines(f"clipvis: warning: {error}", file=sys.stderr)
+    def _follow(self, live: "list[_Live]", arrived: Event, stop: "StopSignal", status: "_Status") -> None:
+        """Take the sources' frames until all have ended, or it is enough; say at once when one ends too early."""
+        while not stop.is_set:
+            arrived.wait(0.2)
+            arrived.clear()
+            # Asked before the frames are taken, as the last one may come with the end.
+            running = [part for part in live if not part.frames.ended]
+            for part in live:
+                if running and part not in running:
+                    part.tell_error()
+                if (frame := part.frames.take()) is not None:
+                    arrived_s = part.step(frame)
+                    status.add(arrived_s, sum(part.frames.dropped for part in live))
+                if status.count == self.max_frames or stop.is_set:
+                    return
+            if not running or (self.seconds is not None and status.duration_s >= self.seconds):
+                return
 
 
 class _Live:
-    """A source, its tracks so far, and where they go."""
+    """A source, its tracks so far, and where they go.
+
+    Args:
+        options: What is asked for.
+        segmenter: The model.
+        state: The state to go on with.
+        frames: The source.
+        outputs: Where its tracks go.
+        start: The state without frames, to begin anew.
+        tell: Takes a line.
+    """
 
     def __init__(
-        self, options: Stream, segmenter: "Segmenter", state: "VideoState", frames: "LiveFrames", outputs: "_Outputs"
+        self,
+        options: Stream,
+        segmenter: "Segmenter",
+        state: "VideoState",
+        frames: "LiveFrames",
+        outputs: "_Outputs",
+        *,
+        start: "VideoState",
+        tell: Callable[[str], object],
     ) -> None:
         self.frames = frames
         self._min_score = options.lowest_score(options.model, state.class_names, state.background)
-        self._options, self._segmenter, self._state, self._outputs = options, segmenter, state, outputs
-        self._is_warm, self._saved_s = False, time.monotonic()
+        self._options, self._segmenter, self._start, self._tell = options, segmenter, start, tell
+        self._state, self._outputs = state, outputs
+        self._is_warm, self._is_error_told, self._saved_s = False, False, time.monotonic()
+
+    def tell_error(self) -> None:
+        """Say once why the source ended too early, if it did."""
+        if self.frames.error is not None and not self._is_error_told:
+            self._is_error_told = True
+            self._tell(f"warning: {self.frames.error}")
 
     def step(self, frame: "LiveFrame") -> float:
         """Take a frame, the first time the newest after all is compiled; returns when that came."""
@@ -200,8 +232,15 @@ class _Live:
             self._is_warm = True
             self._segmenter.warmup(*frame.image.shape[:2])
             # That may take a minute; the stream begins now.
-            self.frames.go_on()
-            frame = self.frames.take() or frame._replace(arrived_s=time.monotonic())
+            frame = self.frames.go_on(frame)
+        sizes, (height, width) = self._state.sizes, frame.image.shape[:2]
+        if sizes is not None and sizes.original_size != (height, width):
+            old_height, old_width = sizes.original_size
+            self._tell(
+                f"{self.frames.name}: frames are {width}x{height} pixels now, and were {old_width}x{old_height}; its "
+                "tracks begin anew"
+            )
+            self._state = self._start
         self._state, tracks = self._segmenter.step(self._state, frame.image, top_k=top_k, min_score=self._min_score)
         self._outputs.write(frame, seen(tracks), self._state.class_names)
         if time.monotonic() - self._saved_s >= _SAVE_EVERY_S:
@@ -243,6 +282,7 @@ class _Outputs:
             if path is not None and not path.parent.is_dir():
                 raise InputError(f"{path}: its folder does not exist; make it first")
         self._writer: VideoWriter | None = None
+        self._recorded_size = 0, 0
         self._stack = ExitStack()
         self._descriptor: int | None = None
 
@@ -279,19 +319,25 @@ class _Outputs:
         is_watched = self._page is not None and self._page.is_watched(self._number)
         picture = draw_live(frame.image, tracks, class_names) if is_watched or self._record is not None else None
         if self._record is not None and picture is not None:
-            self._recorder(self._record, frame).write(picture, frame.arrived_s)
+            self._write_picture(self._record, picture, frame.arrived_s)
         if self._page is not None:
             self._page.show(self._number, picture, line)
         self._alerts.check(self._number, frame, tracks)
 
-    def _recorder(self, path: Path, frame: "LiveFrame") -> "VideoWriter":
-        """Return the recording, which begins with the first frame: only that tells its size."""
+    def _write_picture(self, path: Path, picture_u8: "UInt8[np.ndarray, 'h w 3']", time_s: float) -> None:
+        """Write a picture to the recording, which has the size of the first."""
+        import numpy as np
+        from PIL import Image
+
         from clipvis_jax.media.video_writer import VideoWriter
 
         if self._writer is None:
-            height, width = frame.image.shape[:2]
+            self._recorded_size = height, width = picture_u8.shape[:2]
             self._writer = self._stack.enter_context(VideoWriter(path, height, width, _RECORDED_FPS, live=True))
-        return self._writer
+        if picture_u8.shape[:2] != self._recorded_size:
+            height, width = self._recorded_size
+            picture_u8 = np.asarray(Image.fromarray(picture_u8).resize((width, height)))
+        self._writer.write(picture_u8, time_s)
 
     def _write_line(self, line: str) -> None:
         """Write a line at once: what a killed process wrote is whole lines."""

@@ -30,7 +30,7 @@ from clipvis_jax.media.video_decoder import (
 )
 
 _TIMEOUT_S = 10.0
-"""Without anything from the network or a camera for so long, the connection is lost."""
+"""Without anything from the network for so long, the connection is lost."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
 _MOST_UNDECODABLE = 300
 """Packets in a row: what begins between two key frames has some."""
@@ -84,7 +84,7 @@ class LiveFrames:
             video file, or "-", a video on standard input.
         fps: Frames per second at most; None: all that come.
         max_pixels: A larger frame is refused.
-        waits: Whether a file stays at its first frame until ``go_on``.
+        waits: Whether a file or a pipe stays at its first frame until ``go_on``.
         arrived: Set whenever there is a new frame, and at the end; several sources may share one.
         tell: Takes a line about a lost connection.
 
@@ -128,10 +128,18 @@ class LiveFrames:
         self._going.set()
         self._thread.join(timeout=0.5)
 
-    def go_on(self) -> None:
-        """Let a file that waits go on from its first frame; what was dropped before is not counted."""
-        self.dropped = 0
+    def go_on(self, first: LiveFrame) -> LiveFrame:
+        """Let what waits go on from its first frame.
+
+        Returns:
+            The newest frame; where there is no other, the first, as if it came now.
+        """
+        newest = self.take()
+        if newest is not None:
+            with self._lock:
+                self.dropped += 1
         self._going.set()
+        return newest or first._replace(arrived_s=time.monotonic())
 
     def take(self) -> LiveFrame | None:
         """Return the newest frame, once; None if there is no new one."""
@@ -220,12 +228,12 @@ class LiveFrames:
             for frame in frames:
                 undecodable = 0
                 check_pixels(frame.width, frame.height, self.name, self._max_pixels)
+                if self._kind in ("file", "input") and count == 1 and not self._going.is_set():
+                    self._going.wait()
+                    start_s = time.monotonic()
                 if self._kind == "file":
                     time_s = count / FPS_WITHOUT_CLOCK if frame.time is None else float(frame.time)
                     first_s = time_s if first_s is None else first_s
-                    if count == 1 and not self._going.is_set():
-                        self._going.wait()
-                        start_s = time.monotonic()
                     if self._stop.wait(max(start_s + time_s - first_s - time.monotonic(), 0)):
                         return
                 count += 1

@@ -1,7 +1,9 @@
 """``clipvis stream`` with a tiny model: lines, recordings, and what stops it."""
 
+import dataclasses
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import av
 import numpy as np
 import pytest
 from conftest import golden
+from PIL import Image
 from tiny import tiny_model_folder
 
 from clipvis_jax.cli import main
@@ -68,6 +71,11 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def counts(error):
+    """Return how many frames were segmented, and dropped."""
+    return tuple(map(int, re.search(r"(\d+) frames, .* (\d+) dropped", error).groups()))
+
+
 def without_times(line):
     return {key: value for key, value in line.items() if key != "time"}
 
@@ -91,10 +99,9 @@ def test_lines_are_what_the_streaming_api_gives(home, opened, tmp_path, capsys):
     assert any(line["tracks"] for line in written)
     assert all(abs(line["time"] - time.time()) < 60 for line in written)
     numbers = [line["frame"] for line in written]
-    assert len(numbers) > 3
-    assert numbers[-1] == 11
+    assert (numbers[0], numbers[-1]) == (0, 11)
     assert list(map(without_times, written)) == expected(home, opened, numbers)
-    assert f"{len(written)} frames, " in capsys.readouterr().err
+    assert counts(capsys.readouterr().err) == (len(written), 12 - len(written))
     with av.open(str(tmp_path / "out.mp4")) as container:
         recorded = list(container.decode(video=0))
     assert len(recorded) == len(written)
@@ -106,7 +113,10 @@ def test_standard_input_to_standard_output(home, capsys, monkeypatch):
     with (home / "clip.mp4").open("rb") as file:
         monkeypatch.setattr("sys.stdin", file)
         assert stream(home, "-", "--jsonl", "-") == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["frame"] == 11
+    printed = capsys.readouterr()
+    numbers = [json.loads(line)["frame"] for line in printed.out.splitlines()]
+    assert (numbers[0], numbers[-1]) == (0, 11)
+    assert counts(printed.err) == (len(numbers), 12 - len(numbers))
 
 
 def test_several_sources_share_the_model(home, tmp_path, capsys):
@@ -116,8 +126,11 @@ def test_several_sources_share_the_model(home, tmp_path, capsys):
     assert stream(home, both[0], both[0], *options) == 0
     assert {line["source"] for line in lines(tmp_path / "tracks.jsonl")} == {0, 1}
     assert len(list(tmp_path.glob("out-?.mp4"))) == 2
-    assert stream(home, *both, "--jsonl", "-") == 0
-    assert f"clipvis: warning: {both[1]}: cannot be opened as a video" in capsys.readouterr().err
+    warning = f"clipvis: warning: {both[1]}: cannot be opened as a video"
+    for options in (), ("--max-frames", 1):
+        capsys.readouterr()
+        assert stream(home, *both, "--jsonl", "-", *options) == 0
+        assert capsys.readouterr().err.count(warning) == 1
 
 
 def test_a_page_and_alerts_show_what_is_found(home, opened, tmp_path, capsys):
@@ -148,6 +161,10 @@ def test_a_stream_goes_on_after_a_restart(home, opened, tmp_path, capsys):
         opened.load_state(path, [*CLASSES, "bird"])
     with pytest.raises(InputError, match="is of a stream with other scores"):
         opened.load_state(path, CLASSES, score_window=5)
+    config, opened.config = opened.config, dataclasses.replace(opened.config, size=96)
+    with pytest.raises(InputError, match="is of a stream with other size"):
+        opened.load_state(path, CLASSES)
+    opened.config = config
     whole = path.read_bytes()
     for broken in (b"", b"no state", whole[:1000], whole[:-30], whole.replace(b"history", b"mystery")):
         path.write_bytes(broken)
@@ -173,6 +190,22 @@ def test_the_command_keeps_its_state(home, opened, tmp_path, capsys):
     capsys.readouterr()
     assert stream(home, *options) == 2
     assert capsys.readouterr().err.startswith(f"clipvis: error: {tmp_path / 'state.npz'}: damaged (")
+
+
+def test_a_source_that_changes_its_frame_size_begins_anew(home, tmp_path, capsys):
+    source, state = tmp_path / "source.mjpeg", tmp_path / "state.npz"
+    with source.open("wb") as file:
+        for width in (150, 150, 148, 148):
+            Image.new("RGB", (width, 96), "teal").save(file, "JPEG")
+    options = source, "--jsonl", tmp_path / "out.jsonl", "--state", state
+    assert stream(home, *options, "--record", tmp_path / "out.mp4") == 0
+    told = f"clipvis: {source}: frames are 148x96 pixels now, and were 150x96; its tracks begin anew\n"
+    assert capsys.readouterr().err.count(told) == 1
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        shapes = [(frame.width, frame.height) for frame in container.decode(video=0)]
+    assert shapes == [(150, 96)] * len(lines(tmp_path / "out.jsonl"))
+    assert stream(home, *options) == 0  # the state is of the second size
+    assert "frames are 150x96 pixels now, and were 148x96" in capsys.readouterr().err
 
 
 def test_the_state_does_not_grow(home, opened):
