@@ -113,7 +113,7 @@ class Job:
     facts: dict[str, Any]
     result: VideoResult
 
-    def open(self) -> FrameSource:
+    def open_frames(self) -> FrameSource:
         """Open the frames once more: a source is for one reader."""
         return open_frames(self.path, on_error="skip", max_pixels=self.limits.pixels)
 
@@ -226,7 +226,7 @@ def rename(segmenter: Segmenter, job: Job, names: Sequence[str], background: Bac
 def draw(job: Job, result: VideoResult, folder: Path, tell: Tell = lambda *_: None) -> Path:
     """Write the overlay of a result into a folder; returns its path."""
     path = folder / predict_outputs.OVERLAYS[job.is_image]
-    source = _Watched(job.open(), job.limits, tell, "drawing")
+    source = _Watched(job.open_frames(), job.limits, tell, "drawing")
     times_s = job.facts.get("frame_times_s")
     predict_outputs.write_overlay(path, result, source, _ALL, show_progress=False, times_s=times_s)
     return path
@@ -253,7 +253,9 @@ def write_files(job: Job, result: VideoResult, kinds: Sequence[str], folder: Pat
             export = ExportResults(Path("tracks.json"), source=job.path, **chosen)
             target = folder / option
             target.mkdir()
-            export.write(target, result, job.facts.get("frame_times_s"), job.open() if option == "crops" else None)
+            export.write(
+                target, result, job.facts.get("frame_times_s"), job.open_frames() if option == "crops" else None
+            )
             files = list(target.iterdir())
             if len(files) == 1 and files[0].is_file():
                 written.append(files[0])
@@ -300,7 +302,7 @@ def cut_outs(job: Job, result: VideoResult, track_id: int) -> list[tuple[Image.I
     chosen = set(frames[np.linspace(0, len(frames) - 1, min(_CROPS, len(frames))).round().astype(int)].tolist())
     pictures = []
     alone = dataclasses.replace(result, tracks=[track])
-    for index, _, picture in crops(alone, _until(job.open(), max(chosen, default=-1) + 1)):
+    for index, _, picture in crops(alone, _until(job.open_frames(), max(chosen, default=-1) + 1)):
         if index in chosen:
             pictures.append((picture, f"frame {job.facts['frame_numbers'][index]}"))
     return pictures

@@ -1,5 +1,6 @@
 """``clipvis app``: jobs, and the page by gradio's own client where gradio is installed."""
 
+import asyncio
 import dataclasses
 import gc
 import io
@@ -11,6 +12,7 @@ import sys
 import threading
 import warnings
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -249,12 +251,22 @@ def address(segmenter, scratch):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("GRADIO_TEMP_DIR", str(scratch / "files"))
         monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        page = make_page(segmenter, scratch=scratch, limits=LIMITS)
-        yield launch(page, "127.0.0.1", free_port("127.0.0.1", None), scratch=scratch, limits=LIMITS)
-        page.close(verbose=False)
+        with _unclosed_is_fine():
+            page = make_page(segmenter, scratch=scratch, limits=LIMITS)
+            address = launch(page, "127.0.0.1", free_port("127.0.0.1", None), scratch=scratch, limits=LIMITS)
+        yield address
+        with _unclosed_is_fine():
+            page.close(verbose=False)
+            del page
+
+
+@contextmanager
+def _unclosed_is_fine():
+    """Let go of the event loops that gradio makes and never closes, lest a later test be blamed for them."""
     with warnings.catch_warnings(action="ignore"):
-        del page
-        gc.collect()  # sockets that gradio leaves open
+        yield
+        asyncio.set_event_loop(None)
+        gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore")  # of gradio and what it imports
