@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +25,11 @@ from clipvis_jax.inference.scores import (
     unit_length,
 )
 from clipvis_jax.inference.tracker import FrameQueries
-from clipvis_jax.io.files import atomic_path
+from clipvis_jax.io.files import NPZ_ERRORS, atomic_path
 from clipvis_jax.masks.resize import MaskResizer, encode_rle, pack_mask_logits, unpack_mask_logits
 from clipvis_jax.masks.rle import MAX_SIDE
 
 _COLUMNS = ("object_logits", "iou", "query_embed", "visual_embed", "mask_area", "mask_prob_sum")
-_DAMAGED = (
-    *(OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, RecursionError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error),
-)
-"""What numpy, zipfile and json raise of files that hold something else."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,7 +122,7 @@ def load_video(path: Path) -> tuple[RawVideo, dict[str, Any]]:
             if not isinstance(facts, dict):
                 raise ValueError("facts are no object")
             return RawVideo(**fields | {"is_image": bool(fields["is_image"])}), facts
-    except _DAMAGED as error:
+    except NPZ_ERRORS as error:
         raise InputError(f"{path}: damaged ({error}); delete it and run the command that wrote it again") from error
 
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +9,11 @@ import numpy as np
 
 from clipvis_jax.errors import InputError
 from clipvis_jax.inference.video_state import VideoState
-from clipvis_jax.io.files import atomic_path
+from clipvis_jax.io.files import NPZ_ERRORS, atomic_path
 from clipvis_jax.masks.resize import MaskResizer
 from clipvis_jax.models.sizes import MAX_INPUT_SIDE
 
 _FORMAT = 1
-_DAMAGED = (
-    *(OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, RecursionError, NotImplementedError),
-    *(OverflowError, MemoryError, zipfile.BadZipFile, zlib.error),
-)
 _SUMS = "num_counted", "class_sum", "object_sum", "embedding_sum"
 _SIZES = "logits_size", "padded_size", "valid_size", "original_size"
 
@@ -64,14 +58,14 @@ def load_state(path: Path, start: VideoState, network: dict[str, Any], query_dim
         wanted = json.loads(json.dumps(_facts(start, network)))
         if facts.keys() != wanted.keys():
             raise ValueError("it is no stream's state")
-    except _DAMAGED as error:
+    except NPZ_ERRORS as error:
         raise InputError(f"{path}: damaged ({error}); {advice}") from error
     for name, value in wanted.items():
         if facts[name] != value:
             raise InputError(f"{path}: is of a stream with other {name.replace('_', ' ')}; {advice}, or give those")
     try:
         return _filled(start, arrays, num_frames, sizes, query_dim)
-    except _DAMAGED as error:
+    except NPZ_ERRORS as error:
         raise InputError(f"{path}: damaged ({error}); {advice}") from error
 
 

@@ -8,6 +8,8 @@ import re
 import secrets
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,11 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is a file; choose another path",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+NPZ_ERRORS = (
+    *(OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, RecursionError, NotImplementedError),
+    *(OverflowError, MemoryError, zipfile.BadZipFile, zlib.error),
+)
+"""What numpy, zipfile and json raise of .npz files that hold something else."""
 
 
 def output_error(path: str | Path, error: OSError) -> InputError:
